@@ -1,0 +1,54 @@
+# Two commands do everything: `make demo` and `make test`. Each makes its own .venv.
+# PYTHON names the interpreter to make it with: the first found of these that is 3.11 or newer.
+CANDIDATES := python3 python3.14 python3.13 python3.12 python3.11 python
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for p in $(CANDIDATES); do "$$p" -c '$(NEW_ENOUGH)' 2>/dev/null && echo "$$p" && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: demo test long check test-all peers bench clean
+
+demo: $(VENV)/.test
+	$(BIN)/forkwire demo
+
+test: $(VENV)/.test
+	$(PYTEST)
+
+# What takes minutes or gigabytes: the whole conformance suite in Node, messages of 2 GiB.
+long: $(VENV)/.test
+	$(PYTEST) -m long
+
+check: $(VENV)/.check
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+# Every Python from 3.11 up that is found, each with an environment of its own.
+test-all:
+	PYTHON="$(PYTHON)" tests/all-pythons
+
+# Needs Debian's ocaml-nox, liblwt-ocaml-dev and ocaml-findlib.
+peers: $(VENV)/.test
+	$(MAKE) -C tests/peers
+	FORKWIRE_PEERS=required $(PYTEST) tests/peers
+
+bench: $(VENV)/.test
+	$(BIN)/python benchmarks/pingpong.py
+	$(BIN)/python benchmarks/bulk.py
+	$(BIN)/python benchmarks/start.py
+
+clean:
+	rm -rf $(VENV) .venv-3.* build dist tests/peers/_build
+
+$(VENV)/.test: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Forkwire needs Python 3.11 or newer; none of $(CANDIDATES) is: name one, make PYTHON=/path/to/python"; exit 1; }
+	@test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $@
+
+$(VENV)/.check: $(VENV)/.test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[check]'
+	@touch $@
