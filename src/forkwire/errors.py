@@ -1,0 +1,183 @@
+"""The one tree of errors. Each says who is to blame and what to do; it knows no I/O.
+
+::
+
+    ForkwireError
+    ├── UsageError (TypeError)                    the caller passed what cannot work
+    ├── ProcessWorkerIPCError                     reading or writing a channel failed
+    │   ├── PeerError                             the other side broke the protocol
+    │   │   ├── NegativeSizeError                 it announced a message of negative size
+    │   │   └── SizeLimitError                    it announced more than this channel's limit
+    │   ├── ChannelOSError (OSError)              the operating system refused
+    │   ├── ChannelBusyError (RuntimeError)       a second reader at the same time
+    │   ├── PayloadTypeError (TypeError)          the payload is not bytes-like
+    │   └── PayloadTooLargeError (ValueError)     the payload or integer has no encoding
+    └── WorkerError                               a worker could not start, or ended badly
+        ├── WorkerStartError (OSError)            fork or one of its preparations failed
+        ├── ForkUnavailableError                  this platform has no fork
+        └── WorkerDied                            it ended with a signal or a non-zero status
+
+    ForkThreadsWarning (RuntimeWarning)           forking while other threads run
+"""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import resource
+
+__all__ = [
+    "ChannelBusyError",
+    "ChannelOSError",
+    "ForkThreadsWarning",
+    "ForkUnavailableError",
+    "ForkwireError",
+    "NegativeSizeError",
+    "PayloadTooLargeError",
+    "PayloadTypeError",
+    "PeerError",
+    "ProcessWorkerIPCError",
+    "SizeLimitError",
+    "UsageError",
+    "WorkerDied",
+    "WorkerError",
+    "WorkerStartError",
+    "signal_name",
+]
+
+
+class ForkwireError(Exception):
+    """Base of every error that this library raises."""
+
+
+class UsageError(ForkwireError, TypeError):
+    """The caller passed something that can never work; nothing was started or sent."""
+
+
+class ProcessWorkerIPCError(ForkwireError):
+    """A channel failed: anything but a message, an acknowledgement or the end of the file."""
+
+
+class PeerError(ProcessWorkerIPCError):
+    """The process at the other end broke the protocol. The channel cannot be read further."""
+
+
+class NegativeSizeError(PeerError):
+    """The peer announced a message of negative size (protocol-spec/1-framing.md, F-11).
+
+    ``size``: the number read, in bytes.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.size = size
+
+    def __str__(self) -> str:
+        return (
+            f"the peer announced a message of {self.size} bytes: a size is never negative. "
+            "It may write sizes in another byte order or width, print to the channel, or expect "
+            "a bare integer to be read here; close the channel"
+        )
+
+
+class SizeLimitError(PeerError):
+    """The peer announced a message above the channel's limit (protocol-spec/1-framing.md, F-10).
+
+    Nothing was allocated for it. ``size`` and ``limit``: bytes.
+    """
+
+    def __init__(self, size: int, limit: int) -> None:
+        super().__init__(size, limit)
+        self.size = size
+        self.limit = limit
+
+    def __str__(self) -> str:
+        return (
+            f"the peer announced a message of {self.size} bytes, above this channel's limit of "
+            f"{self.limit}: raise max_message_size if that is expected; if not, close the channel "
+            "(the peer may write sizes in another byte order, or print to the channel)"
+        )
+
+
+class ChannelOSError(ProcessWorkerIPCError, OSError):
+    """A system call on the channel failed; ``errno`` and ``strerror`` as in :class:`OSError`."""
+
+
+class ChannelBusyError(ProcessWorkerIPCError, RuntimeError):
+    """Another task or thread is already reading this channel, or it belongs to another loop."""
+
+
+class PayloadTypeError(ProcessWorkerIPCError, TypeError):
+    """The payload is not bytes-like (or the integer not an int); nothing was sent."""
+
+
+class PayloadTooLargeError(ProcessWorkerIPCError, ValueError):
+    """The payload is above 2**31 - 1 bytes, or the integer needs more than 32 bits.
+
+    Nothing was sent (protocol-spec/1-framing.md, F-22 and F-23).
+    """
+
+
+class WorkerError(ForkwireError):
+    """A worker could not be started, or ended badly."""
+
+
+class WorkerStartError(WorkerError, OSError):
+    """The operating system refused a pipe, a process or the guard; nothing was left behind."""
+
+
+class ForkUnavailableError(WorkerError):
+    """The platform has no ``os.fork``."""
+
+
+class WorkerDied(WorkerError):
+    """A worker ended with a signal or a non-zero exit status, and all that is known of it.
+
+    ``pid``: of the process, already reaped. ``returncode``: as in :mod:`subprocess`, negative for
+    a signal. ``reason``: a sentence. ``signal_name``: ``"SIGKILL"``, else None. ``exit_code``:
+    None for a signal. ``rusage``: a :class:`resource.struct_rusage`, None where it was lost.
+    ``inside_message``: whether what it wrote ended inside a message; None as long as the end was
+    not read. ``stderr_tail`` and ``native_stack`` (faulthandler's, after a crash in C): text, ""
+    where stderr was not captured.
+    """
+
+    def __init__(
+        self,
+        pid: int,
+        returncode: int,
+        reason: str,
+        *,
+        rusage: resource.struct_rusage | None = None,
+        inside_message: bool | None = None,
+        stderr_tail: str = "",
+        native_stack: str = "",
+    ) -> None:
+        super().__init__(pid, returncode, reason)
+        self.pid = pid
+        self.returncode = returncode
+        self.reason = reason
+        self.signal_name = signal_name(-returncode) if returncode < 0 else None
+        self.exit_code = returncode if returncode >= 0 else None
+        self.rusage = rusage
+        self.inside_message = inside_message
+        self.stderr_tail = stderr_tail
+        self.native_stack = native_stack
+
+    def __str__(self) -> str:
+        inside = ", inside a message" if self.inside_message else ""
+        tail = f"; its stderr ended with:\n{self.stderr_tail}" if self.stderr_tail else ""
+        return f"worker {self.pid} {self.reason}{inside}{tail}"
+
+
+class ForkThreadsWarning(RuntimeWarning):
+    """``run`` forked while other threads were running: a lock one of them held stays locked."""
+
+
+def signal_name(number: int) -> str:
+    """The name of signal ``number``: ``"SIGKILL"``; for one that has none, ``"signal 40"``."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -1,0 +1,1 @@
+"""Bytes to meaning: no I/O, no clock, no process."""
