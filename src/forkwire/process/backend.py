@@ -1,0 +1,253 @@
+"""The seam to the event loops: asyncio, uvloop (an asyncio loop) and trio.
+
+Everything that the base layer asks of a loop beyond anyio's own functions. Knows of descriptors
+and callbacks, not of channels or workers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, Literal, Protocol, TypeVar
+
+import anyio.lowlevel
+import anyio.to_thread
+
+__all__ = ["AsyncioBackend", "Backend", "BackendName", "Stop", "TrioBackend", "current_backend"]
+
+BackendName = Literal["asyncio", "uvloop", "trio"]
+Stop = Callable[[Callable[[], None]], None]
+T = TypeVar("T")
+
+
+class Backend(Protocol):
+    """One running event loop, as the base layer sees it."""
+
+    @property
+    def name(self) -> BackendName: ...
+
+    def is_current(self) -> bool:
+        """Whether the caller runs inside this very loop."""
+        ...
+
+    def is_running(self) -> bool:
+        """Whether the loop still runs, in this process."""
+        ...
+
+    def run_soon(self, function: Callable[[], None]) -> None:
+        """Call ``function`` in the loop, from any thread; here and now if the loop is over."""
+        ...
+
+    def call(self, function: Callable[[], None]) -> None:
+        """Call ``function`` in the loop's thread: here and now in that very thread, else soon."""
+        ...
+
+    def spawn(self, function: Callable[[], Awaitable[None]], name: str) -> None:
+        """Run ``function`` in the background, outside every task group of the user's."""
+        ...
+
+    def watch(self, fd: int, callback: Callable[[], None]) -> Stop:
+        """Call ``callback`` in the loop whenever ``fd`` is readable; answers how to stop.
+
+        ``stop(then)`` may be called from any thread, and calls ``then`` in the loop's thread once
+        it holds ``fd`` no more (at once where that is possible): the time to close ``fd``, since
+        a number that is used again before would be taken for the old one.
+        """
+        ...
+
+    async def checkpoint_if_cancelled(self) -> None: ...
+
+    async def in_thread(self, function: Callable[[], T]) -> T:
+        """Run ``function`` in a thread, which is waited for also when the caller is cancelled."""
+        ...
+
+    async def wait_readable(self, fd: int) -> None: ...
+
+    async def wait_writable(self, fd: int) -> None: ...
+
+    def stop_waiting(self, fd: int) -> None:
+        """End `wait_readable` and `wait_writable`, in any way. In the loop's thread."""
+        ...
+
+
+class AsyncioBackend:
+    """An asyncio loop; uvloop's is one too."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop: Final = loop
+        self.name: BackendName = (
+            "uvloop" if type(loop).__module__.partition(".")[0] == "uvloop" else "asyncio"
+        )
+        self._pid = os.getpid()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._writers: dict[int, asyncio.Future[None]] = {}
+
+    def is_current(self) -> bool:
+        return asyncio._get_running_loop() is self.loop
+
+    def is_running(self) -> bool:
+        return self.loop.is_running() and self._pid == os.getpid()
+
+    def run_soon(self, function: Callable[[], None]) -> None:
+        try:
+            self.loop.call_soon_threadsafe(function)
+        except RuntimeError:  # it is closed
+            function()
+
+    def call(self, function: Callable[[], None]) -> None:
+        if self.is_current() or not self.is_running():
+            function()
+        else:
+            self.run_soon(function)
+
+    def spawn(self, function: Callable[[], Awaitable[None]], name: str) -> None:
+        async def run() -> None:
+            await function()
+
+        task = self.loop.create_task(run(), name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def watch(self, fd: int, callback: Callable[[], None]) -> Stop:
+        loop = self.loop
+        loop.add_reader(fd, callback)
+
+        def stop(then: Callable[[], None]) -> None:
+            def remove() -> None:
+                if self._pid == os.getpid() and not loop.is_closed():
+                    loop.remove_reader(fd)
+                then()
+
+            self.call(remove)
+
+        return stop
+
+    async def checkpoint_if_cancelled(self) -> None:
+        await anyio.lowlevel.checkpoint_if_cancelled()
+
+    async def in_thread(self, function: Callable[[], T]) -> T:
+        # anyio waits for the thread when a scope is cancelled, not when the task itself is.
+        task = self.loop.create_task(anyio.to_thread.run_sync(function))
+        cancelled: asyncio.CancelledError | None = None
+        with anyio.CancelScope(shield=True):
+            while not task.done():
+                try:
+                    await asyncio.wait([task])
+                except asyncio.CancelledError as error:
+                    cancelled = error
+        if cancelled is not None:
+            raise cancelled
+        return task.result()
+
+    async def wait_readable(self, fd: int) -> None:
+        await anyio.wait_readable(fd)
+
+    async def wait_writable(self, fd: int) -> None:
+        # anyio.wait_writable could only be woken from within a task.
+        waiter = self._writers[fd] = self.loop.create_future()
+        self.loop.add_writer(fd, self.stop_waiting, fd)
+        try:
+            await waiter
+        finally:
+            self.stop_waiting(fd)
+
+    def stop_waiting(self, fd: int) -> None:
+        waiter = self._writers.pop(fd, None)
+        if waiter is not None:
+            self.loop.remove_writer(fd)
+            if not waiter.done():
+                waiter.set_result(None)
+
+
+class TrioBackend:
+    """A trio run."""
+
+    name: BackendName = "trio"
+
+    def __init__(self) -> None:
+        import trio
+
+        self._trio = trio
+        self._token = trio.lowlevel.current_trio_token()
+        self._pid = os.getpid()
+
+    def is_current(self) -> bool:
+        try:
+            return self._trio.lowlevel.current_trio_token() is self._token
+        except RuntimeError:
+            return False
+
+    def is_running(self) -> bool:
+        if self._pid != os.getpid():
+            return False
+        try:
+            self._token.run_sync_soon(lambda: None, idempotent=True)
+        except self._trio.RunFinishedError:
+            return False
+        return True
+
+    def run_soon(self, function: Callable[[], None]) -> None:
+        try:
+            self._token.run_sync_soon(function)
+        except self._trio.RunFinishedError:
+            function()
+
+    def call(self, function: Callable[[], None]) -> None:
+        if self.is_current():
+            function()
+        else:
+            self.run_soon(function)
+
+    def spawn(self, function: Callable[[], Awaitable[None]], name: str) -> None:
+        self._trio.lowlevel.spawn_system_task(function, name=name)
+
+    def watch(self, fd: int, callback: Callable[[], None]) -> Stop:
+        scope = self._trio.CancelScope()
+
+        async def wait() -> None:
+            with scope:
+                while not scope.cancel_called:
+                    await self._trio.lowlevel.wait_readable(fd)
+                    callback()
+
+        self.spawn(wait, f"forkwire: watch {fd}")
+
+        def stop(then: Callable[[], None]) -> None:
+            def cancel() -> None:
+                scope.cancel()
+                then()
+
+            self.call(cancel)
+
+        return stop
+
+    async def checkpoint_if_cancelled(self) -> None:
+        await self._trio.lowlevel.checkpoint_if_cancelled()
+
+    async def in_thread(self, function: Callable[[], T]) -> T:
+        return await anyio.to_thread.run_sync(function)
+
+    async def wait_readable(self, fd: int) -> None:
+        await self._trio.lowlevel.wait_readable(fd)
+
+    async def wait_writable(self, fd: int) -> None:
+        await self._trio.lowlevel.wait_writable(fd)
+
+    def stop_waiting(self, fd: int) -> None:
+        self._trio.lowlevel.notify_closing(fd)
+
+
+def in_trio() -> bool:
+    """Whether a trio task is running, without importing trio."""
+    lowlevel = getattr(sys.modules.get("trio"), "lowlevel", None)  # it may be half imported
+    in_task: Any = getattr(lowlevel, "in_trio_task", None)
+    return in_task is not None and bool(in_task())
+
+
+def current_backend() -> Backend:
+    """The running event loop. Raises :exc:`RuntimeError` outside any."""
+    if in_trio():
+        return TrioBackend()
+    return AsyncioBackend(asyncio.get_running_loop())

@@ -1,0 +1,188 @@
+"""What the base layer does to file descriptors: modes, sizes, and which loops can wait for them.
+
+Knows of no loop, channel or worker.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+import select
+import stat
+import sys
+import threading
+from typing import Final
+
+from ..errors import ChannelOSError, UsageError
+
+__all__ = [
+    "as_os_error",
+    "check_mode",
+    "flush_standard_streams",
+    "grow_pipe",
+    "is_gone",
+    "is_pollable",
+    "make_pipe",
+    "restore_all",
+    "restore_blocking",
+    "set_nonblocking",
+    "shrink_count",
+]
+
+# Above 0, 1 and 2, so that nothing printed can reach a channel.
+FIRST_FREE_FD: Final = 3
+
+# A pipe that carries large messages is grown to this, once.
+LARGE_PIPE: Final = 1024 * 1024
+
+# An ordinary user's pipes share a soft budget of 64 MiB, past which every new pipe, ours and other
+# programs', shrinks to a page or two (pipe(7), /proc/sys/fs/pipe-user-pages-soft). One process
+# takes at most a quarter of it.
+MAX_LARGE_PIPES: Final = 16
+
+CLOSED: Final = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ESHUTDOWN})
+
+_fflush = ctypes.CDLL(None).fflush
+_large_pipes = 0
+_large_pipes_lock = threading.RLock()  # a finaliser may come in between
+_made_nonblocking: dict[int, tuple[int, int]] = {}  # fd: its inode and the pid that changed it
+_needed_nonblocking: set[int] = set()  # the channels' own; some may be duplicates of each other
+
+
+def flush_standard_streams() -> None:
+    """Python's, and those of the C library: so that what is buffered is printed, and once."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, ValueError, OSError):  # None, closed, or broken
+            stream.flush()
+    _fflush(None)
+
+
+def make_pipe() -> tuple[int, int]:
+    """A close-on-exec pipe, both ends non-blocking and above the standard descriptors."""
+    ends: list[int] = []
+    raw = os.pipe()
+    try:
+        for fd in raw:
+            os.set_blocking(fd, False)
+            ends.append(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, FIRST_FREE_FD))
+    except BaseException:
+        for fd in ends:
+            os.close(fd)
+        raise
+    finally:
+        for fd in raw:
+            os.close(fd)
+    return ends[0], ends[1]
+
+
+def check_mode(fd: int, unwanted: int) -> None:
+    """Check that ``fd`` is open, and not only in the ``unwanted`` access mode.
+
+    Raises :exc:`UsageError` and :exc:`ChannelOSError`.
+    """
+    if not isinstance(fd, int):
+        raise UsageError(
+            f"a file descriptor (int) is needed, not {type(fd).__name__}: the channel takes it "
+            "over, so pass os.dup(file.fileno())"
+        )
+    try:
+        flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+    except OSError as error:
+        raise as_os_error(error, f"descriptor {fd}") from None
+    except (ValueError, OverflowError) as error:
+        raise UsageError(f"{fd} is not a file descriptor: {error}") from None
+    if flags & os.O_ACCMODE == unwanted:
+        wanted = "reading" if unwanted == os.O_WRONLY else "writing"
+        raise UsageError(f"descriptor {fd} is not open for {wanted}: pass the pipe's other end")
+
+
+def as_os_error(error: OSError, what: str) -> ChannelOSError:
+    """``error`` as one of ours, with its errno and what it concerns."""
+    return ChannelOSError(error.errno, f"{what}: {error.strerror}")
+
+
+def is_gone(error: OSError, fd: int) -> bool:
+    """Whether ``error`` says that there is no other end any more."""
+    if error.errno == errno.EIO:  # a terminal, which os.isatty denies once it has hung up
+        return stat.S_ISCHR(os.fstat(fd).st_mode)
+    return error.errno in CLOSED
+
+
+def is_pollable(fd: int) -> bool:
+    """Whether an event loop can wait for ``fd``; regular files, directories and the like: no."""
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
+        return True
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode) or sys.platform != "linux":
+        return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+    with select.epoll(1) as probe:
+        try:
+            probe.register(fd, 0)
+        except PermissionError:
+            return False
+    return True
+
+
+def set_nonblocking(fd: int) -> bool:
+    """Set O_NONBLOCK, a property shared with every duplicate of ``fd``; whether it was not set."""
+    _needed_nonblocking.add(fd)
+    if not os.get_blocking(fd):
+        return False
+    os.set_blocking(fd, False)
+    _made_nonblocking[fd] = (os.fstat(fd).st_ino, os.getpid())
+    return True
+
+
+def restore_blocking(fd: int) -> None:
+    """Take back what `set_nonblocking` did, in the process that did it."""
+    _needed_nonblocking.discard(fd)
+    inode, pid = _made_nonblocking.pop(fd, (0, 0))
+    with contextlib.suppress(OSError):
+        if pid == os.getpid() and os.fstat(fd).st_ino == inode:
+            os.set_blocking(fd, True)
+            for other in list(_needed_nonblocking):
+                set_nonblocking(other)  # a duplicate of ours: it restores later
+
+
+@atexit.register
+def restore_all() -> None:
+    """Take back every `set_nonblocking` of this process."""
+    _needed_nonblocking.clear()
+    for fd in list(_made_nonblocking):
+        restore_blocking(fd)
+
+
+def grow_pipe(fd: int) -> bool:
+    """Make the pipe ``fd`` hold ``LARGE_PIPE`` bytes, within a budget; whether it did."""
+    global _large_pipes
+    if not hasattr(fcntl, "F_SETPIPE_SZ"):
+        return False
+    with _large_pipes_lock:
+        if _large_pipes >= MAX_LARGE_PIPES:
+            return False
+        try:
+            fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, LARGE_PIPE)
+        except OSError:  # not a pipe, or over the user's budget: it works as it is
+            return False
+        _large_pipes += 1
+    return True
+
+
+def _after_fork_in_child() -> None:
+    """The large pipes are the parent's, and another thread of it may have held the lock."""
+    global _large_pipes, _large_pipes_lock
+    _large_pipes, _large_pipes_lock = 0, threading.RLock()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def shrink_count() -> None:
+    """A pipe that `grow_pipe` grew was closed."""
+    global _large_pipes
+    with _large_pipes_lock:
+        _large_pipes -= 1
