@@ -1,0 +1,133 @@
+"""What a child forked inside a running event loop forgets, and which descriptors are the loop's.
+
+The loop itself is never touched: its epoll is shared with the parent. This is the one place that
+knows names that asyncio, uvloop and trio do not document.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+__all__ = ["forget_running_loop", "loop_descriptors", "open_descriptors"]
+
+
+def loop_descriptors() -> set[int]:
+    """The descriptors of the event loop that runs in this thread, not those it watches."""
+    found: set[int] = set()
+    loop = asyncio._get_running_loop()
+    if loop is not None:
+        found |= asyncio_descriptors(loop)
+    runner = getattr(trio_context(), "runner", None)
+    if runner is not None:
+        found |= trio_descriptors(runner)
+    found.discard(-1)
+    return found
+
+
+def asyncio_descriptors(loop: asyncio.AbstractEventLoop) -> set[int]:
+    parts = [getattr(loop, name, None) for name in ("_selector", "_ssock", "_csock")]
+    found = {number for part in parts if part is not None for number in [file_number(part)]}
+    if hasattr(loop, "_get_backend_id"):
+        found |= uvloop_descriptors(loop)
+    return found
+
+
+def uvloop_descriptors(loop: Any) -> set[int]:
+    """Libuv's epoll, uvloop's pair of sockets, and what libuv opened for the loop in between.
+
+    libuv opens, in this order and at the lowest free numbers: the epoll, its io_uring, a pipe for
+    signals, and the eventfd that wakes the loop. The epoll lists what it watches once the loop
+    has turned; ``run`` lets it turn before it forks.
+    """
+    backend: int = loop._get_backend_id()
+    pair = {part.fileno() for part in gc.get_referents(loop) if isinstance(part, socket.socket)}
+    found = {backend, *pair}
+    with contextlib.suppress(OSError):
+        watched = watched_by(backend)
+        eventfds = {fd for fd in watched if fd > backend and link(fd) == "anon_inode:[eventfd]"}
+        wakeup = min(eventfds, default=backend)
+        signals = {link(fd) for fd in watched if link(fd).startswith("pipe:")}
+        for fd in range(backend + 1, wakeup):
+            if link(fd) in signals or link(fd) == "anon_inode:[io_uring]":
+                found.add(fd)
+        found.add(wakeup)
+    return found
+
+
+def watched_by(epoll: int) -> set[int]:
+    """The descriptors registered with ``epoll`` (proc(5), fdinfo); none on macOS."""
+    lines = Path(f"/proc/self/fdinfo/{epoll}").read_text().splitlines()
+    return {int(line.split()[1]) for line in lines if line.startswith("tfd:")}
+
+
+def open_descriptors() -> dict[int, str]:
+    """Every open descriptor and what it is (proc(5)); none on macOS."""
+    with contextlib.suppress(OSError):
+        return {int(name): link(int(name)) for name in os.listdir("/proc/self/fd")}
+    return {}
+
+
+def link(fd: int) -> str:
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}")
+    except OSError:
+        return ""
+
+
+def trio_descriptors(runner: Any) -> set[int]:
+    io_manager = runner.io_manager
+    poller = getattr(io_manager, "_epoll", None) or getattr(io_manager, "_kqueue", None)
+    parts = [poller]
+    for pair in (getattr(io_manager, "_force_wakeup", None), runner.entry_queue.wakeup):
+        if pair is not None:
+            parts += [pair.wakeup_sock, pair.write_sock]
+    return {file_number(part) for part in parts if part is not None}
+
+
+def close_poller() -> None:
+    """In the child: have the loop's own poller forget its number, which is a placeholder's."""
+    selector = getattr(asyncio._get_running_loop(), "_selector", None)
+    io_manager = getattr(getattr(trio_context(), "runner", None), "io_manager", None)
+    for poller in (getattr(selector, "_selector", None), getattr(io_manager, "_epoll", None)):
+        if poller is not None:
+            poller.close()
+
+
+def file_number(part: Any) -> int:
+    try:
+        number: int = part.fileno()
+    except (AttributeError, OSError, ValueError):  # closed, or a selector without one
+        return -1
+    return number
+
+
+def trio_context() -> Any:
+    """Trio's thread-local state, if trio was imported."""
+    module: Any = sys.modules.get("trio._core._run_context")
+    return getattr(module, "GLOBAL_RUN_CONTEXT", None)
+
+
+def forget_running_loop() -> None:
+    """In the child: no loop is running in this thread, and no library thinks that one is."""
+    loop = asyncio._get_running_loop()
+    if loop is not None:
+        task = asyncio.current_task(loop)
+        if task is not None:
+            asyncio.tasks._leave_task(loop, task)
+        asyncio._set_running_loop(None)
+    asyncio.set_event_loop(None)  # also where asyncio has seen by the pid that none is running
+    context = trio_context()
+    if context is not None:
+        context.__dict__.clear()
+    sniffio: Any = sys.modules.get("sniffio")
+    if sniffio is not None:
+        sniffio.current_async_library_cvar.set(None)
+        sniffio.thread_local.name = None
+    sys.set_asyncgen_hooks(None, None)

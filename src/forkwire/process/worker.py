@@ -1,0 +1,303 @@
+"""``run``: a function in a forked process, and the handle that the host has of it."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import math
+import os
+import signal
+import warnings
+from collections.abc import Awaitable, Callable
+from types import FunctionType, TracebackType
+from typing import Final, Self, TypeVar, get_args
+
+import anyio
+import anyio.lowlevel
+
+from ..errors import ForkUnavailableError, UsageError, WorkerDied, WorkerStartError
+from ..wire.framing import MAX_PAYLOAD_SIZE
+from .backend import Backend, BackendName, current_backend
+from .channels import InputChannel, OutputChannel
+from .fork import Forked, Options, fork_worker, ready_to_fork, undo
+from .reaping import Child
+from .stderr import StderrRelay
+
+__all__ = ["DEFAULT_GRACE", "ProcessWorker", "run"]
+
+T = TypeVar("T")
+
+# Long enough for a cleanup that writes something, short enough to wait for at a prompt.
+DEFAULT_GRACE: Final = 2.0
+
+
+async def run(
+    f: Callable[[InputChannel, OutputChannel, T], Awaitable[object] | object],
+    arg: T,
+    *,
+    grace: float = DEFAULT_GRACE,
+    close_fds: bool = False,
+    backend: BackendName | None = None,
+    capture_stderr: bool = False,
+    max_message_size: int = MAX_PAYLOAD_SIZE,
+) -> ProcessWorker:
+    """Fork this process, and run ``f(input, output, arg)`` in the child.
+
+    ``f``: a plain or an async function; in the child, ``input`` brings what is written to the
+    worker's ``output_channel``, and what it writes to ``output`` arrives at ``input_channel``.
+    A plain one reads and writes with :mod:`forkwire.sync`. ``arg``: anything; it is inherited
+    as it is, and never serialised.
+
+    ``grace``: seconds between SIGTERM and SIGKILL. ``close_fds``: keep only descriptors 0 to 2,
+    the worker's own, and those in ``arg`` (an int, an object with ``fileno()``, or a flat list of
+    them). ``backend``: the event loop of an async ``f``, ``"asyncio"``, ``"uvloop"`` or
+    ``"trio"``; None for the one that runs here. ``capture_stderr``: pass on the child's stderr
+    line by line, and keep its end for :exc:`WorkerDied`. ``max_message_size``: of both input
+    channels, in bytes.
+
+    The child exits with status 0 when ``f`` returns, with 1 and a traceback on stderr when it
+    raises, and as ``sys.exit`` says. SIGTERM cancels ``f``. It leads a process group, ignores
+    SIGINT, and is ended with its group when this process ends, however it does
+    (protocol-spec/2-process.md).
+
+    Raises :exc:`UsageError` for arguments that cannot work, :exc:`ForkUnavailableError` where
+    there is no fork, and :exc:`WorkerStartError` when the system refuses. Warns with
+    :exc:`ForkThreadsWarning`, once, when other threads are running.
+    """
+    check_function(f)
+    check_options(grace, backend, max_message_size)
+    if not hasattr(os, "fork"):
+        raise ForkUnavailableError(
+            "run() forks, and this platform has no fork: use Linux or macOS (on Windows, WSL)"
+        )
+    await anyio.lowlevel.checkpoint()
+    here = current_backend()
+    options = Options(backend or here.name, grace, max_message_size, close_fds, capture_stderr)
+    worker = None
+    try:
+        with ready_to_fork() as mask:
+            worker = ProcessWorker(fork_worker(f, arg, options, mask), options, here)
+    except BaseException:  # of a signal handler, perhaps, that ran when all was done
+        if worker is not None:
+            worker._discard()
+        raise
+    return worker
+
+
+class ProcessWorker:
+    """A worker process, as its host sees it: made by :func:`run`.
+
+    An async context manager: leaving it closes the worker as :meth:`aclose` does.
+    """
+
+    def __init__(self, forked: Forked, options: Options, backend: Backend) -> None:
+        self._pid = os.getpid()
+        try:
+            self._child = Child(forked.pid, options.grace)
+        except BaseException as error:  # no descriptor, or no thread, was left to watch it with
+            undo(forked)
+            if not isinstance(error, OSError):
+                raise
+            raise WorkerStartError(
+                error.errno, f"a worker could not be watched: {error.strerror}"
+            ) from error
+        self._input = InputChannel._wrap(forked.input_fd, options.max_message_size, owned=True)
+        self._output = OutputChannel._wrap(forked.output_fd, owned=True)
+        self._stderr = StderrRelay(forked.stderr_fd) if forked.stderr_fd >= 0 else None
+        try:
+            if self._stderr is not None:
+                self._child.when_ended(self._stderr.finish)
+                self._stderr.watch(backend)
+            self._child.watch(backend)
+        except OSError as error:  # the loop has no room for it
+            self._discard()
+            raise WorkerStartError(
+                error.errno, f"a worker could not be watched: {error.strerror}"
+            ) from error
+
+    @property
+    def pid(self) -> int:
+        """The process id, which is the group's too."""
+        return self._child.pid
+
+    @property
+    def input_channel(self) -> InputChannel:
+        """What the worker writes."""
+        return self._input
+
+    @property
+    def output_channel(self) -> OutputChannel:
+        """What the worker reads."""
+        return self._output
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit status, a negative signal number, or None while it runs.
+
+        255 if the status was lost: another part of the program waited for the process, or SIGCHLD
+        is ignored.
+        """
+        self._child.reap()
+        return self._child.returncode
+
+    @property
+    def died(self) -> WorkerDied | None:
+        """All that is known of a bad end; None while it runs, and when it ended with status 0.
+
+        Its ``inside_message`` is None unless ``input_channel`` was read to its end.
+        """
+        returncode = self.returncode
+        if not returncode:
+            return None
+        end = self._input.end
+        return WorkerDied(
+            self.pid,
+            returncode,
+            self._child.reason(),
+            rusage=self._child.rusage,
+            inside_message=end.truncated if end else None,
+            stderr_tail=self._stderr.tail() if self._stderr else "",
+            native_stack=self._stderr.native_stack() if self._stderr else "",
+        )
+
+    def check_returncode(self) -> None:
+        """Raise :exc:`WorkerDied` if the worker ended with a signal or a non-zero status."""
+        died = self.died
+        if died is not None:
+            raise died
+
+    def terminate(self) -> None:
+        """Send SIGTERM to the worker's process group: ``f`` is cancelled. Nothing if it ended."""
+        self._child.signal_group(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Send SIGKILL to the worker's process group. Nothing if it ended."""
+        self._child.signal_group(signal.SIGKILL)
+
+    async def wait(self) -> int:
+        """Wait until the process has ended and is reaped; its ``returncode``."""
+        await anyio.lowlevel.checkpoint()
+        backend = current_backend()
+        ended = anyio.Event()
+
+        def wake() -> None:
+            backend.run_soon(ended.set)
+
+        self._child.when_ended(wake)
+        try:
+            with self._child.watched(backend):
+                if self.returncode is None:
+                    await ended.wait()
+        finally:
+            self._child.forget(wake)
+        assert self._child.returncode is not None
+        return self._child.returncode
+
+    async def aclose(self) -> None:
+        """Close the channels, let the worker end, after the grace terminate, then kill it.
+
+        A message being written is finished first, within the grace. Not interrupted by
+        cancellation: it takes at most three times the grace. The worker is reaped in any case.
+        """
+        with anyio.CancelScope(shield=True):
+            self._input.close()
+            with anyio.move_on_after(self._child.grace):
+                await self._output.aclose()
+            for end in (self.terminate, self.kill):
+                with anyio.move_on_after(self._child.grace):
+                    await self.wait()
+                    return
+                end()
+            await self.wait()
+
+    def _discard(self) -> None:
+        """End it at once: nobody has seen it yet."""
+        self._input.close()
+        self._output.close()
+        self.kill()
+        self._child.reap_now()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    def __repr__(self) -> str:
+        code = self._child.returncode
+        return f"<ProcessWorker pid={self.pid} {'running' if code is None else f'ended {code}'}>"
+
+    def __del__(self) -> None:
+        if "_child" not in self.__dict__ or self._pid != os.getpid():
+            return
+        running = self.returncode is None
+        try:
+            if running:  # where warnings are errors this one is raised
+                warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
+        finally:
+            for name in ("_input", "_output"):
+                if name in self.__dict__:
+                    getattr(self, name).close()
+            if running:
+                self._child.abandon()
+
+
+def check_function(f: object) -> None:
+    """Refuse what can never be run, before anything is forked."""
+    if inspect.iscoroutine(f):
+        name = f.__qualname__
+        f.close()
+        raise UsageError(
+            f"run() takes the function itself, not the coroutine {name}(...) that calling it "
+            f"made: write run({name}, arg)"
+        )
+    if not callable(f):
+        raise UsageError(f"run() takes a function f(input, output, arg), not {type(f).__name__}")
+    if any(
+        inspect.isgeneratorfunction(part) or inspect.isasyncgenfunction(part)
+        for part in (f, type(f).__call__)
+    ):
+        raise UsageError(
+            f"{name_of(f)} has a yield, so calling it would run nothing: write messages "
+            "with write_message instead"
+        )
+    if isinstance(f, FunctionType) and takes_three(f):
+        return
+    try:
+        signature = inspect.signature(f)
+    except (TypeError, ValueError):  # a builtin that does not say
+        return
+    try:
+        signature.bind(None, None, None)
+    except TypeError as error:
+        raise UsageError(
+            f"{name_of(f)}{signature} cannot be called as f(input, output, arg): {error}"
+        ) from None
+
+
+def takes_three(f: FunctionType) -> bool:
+    """Plainly so, which spares the look at its signature."""
+    code = f.__code__
+    return code.co_argcount == 3 and code.co_kwonlyargcount == 0 and "__wrapped__" not in f.__dict__
+
+
+def name_of(f: object) -> str:
+    return str(getattr(f, "__qualname__", repr(f)))
+
+
+def check_options(grace: object, backend: object, max_message_size: object) -> None:
+    if not (isinstance(grace, (int, float)) and 0 <= grace < math.inf):
+        raise UsageError(f"grace is a number of seconds, 0 or more, not {grace!r}")
+    if not (isinstance(max_message_size, int) and 0 <= max_message_size <= MAX_PAYLOAD_SIZE):
+        raise UsageError(f"max_message_size must be 0 to {MAX_PAYLOAD_SIZE} bytes")
+    if backend is None:
+        return
+    if backend not in get_args(BackendName):
+        raise UsageError(f"backend must be one of {get_args(BackendName)}, not {backend!r}")
+    if backend != "asyncio" and importlib.util.find_spec(str(backend)) is None:
+        raise UsageError(f"backend {backend!r} is not installed: pip install forkwire[{backend}]")
