@@ -1,0 +1,1 @@
+let () = Peer.run_child Echo.child

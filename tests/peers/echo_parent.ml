@@ -1,0 +1,1 @@
+let () = Peer.run_parent Echo.parent

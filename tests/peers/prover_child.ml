@@ -1,0 +1,1 @@
+let () = Peer.run_child Prover.child
