@@ -22,6 +22,7 @@ import anyio
 import pytest
 
 from forkwire import EndOfFile, InputChannel, OutputChannel, read_message, run, sync, write_message
+from forkwire.process import guard
 from forkwire.process.loops import loop_descriptors
 
 from .test_run_support import open_files, owned, program, received, until_readable
@@ -188,7 +189,8 @@ async def test_no_descriptor_of_the_hosts_loop_is_in_the_child(f: Any) -> None:
     sockets_and_pipes = {host[fd] for fd in loops if host[fd].startswith(("socket", "pipe"))}
     assert sockets_and_pipes
     assert sockets_and_pipes.isdisjoint(files.values())
-    kept = {fd: link for fd, link in host.items() if fd not in loops | owned()}
+    not_inherited = loops | owned() | {guard._connection, guard._table}
+    kept = {fd: link for fd, link in host.items() if fd not in not_inherited}
     kinds = {link for link in files.values() if link.startswith("anon_inode")}
     assert kinds <= set(kept.values())
     changed = {kept[fd] for fd in kept if files[fd] != kept[fd]}

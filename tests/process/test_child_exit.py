@@ -216,7 +216,7 @@ def test_a_worker_that_cannot_start_runs_no_callback_of_the_host() -> None:
         """
         from forkwire.process import child
 
-        def fail():
+        def fail(birth, termination):
             raise RuntimeError("no signals today")
 
         async def main():
@@ -224,7 +224,7 @@ def test_a_worker_that_cannot_start_runs_no_callback_of_the_host() -> None:
                 await worker.wait()
             print(worker.returncode, flush=True)
 
-        child.reset_signals = fail
+        child.die_with_host = fail
         atexit.register(os.write, 1, b"callback\\n")
         anyio.run(main)
         """

@@ -286,11 +286,11 @@ def test_no_sigterm_is_lost_in_a_read(thread: bool) -> None:
 def test_sigterm_before_f_starts(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that comes while the worker is being prepared waits, and then ends it: -15."""
     go, signalled = os.pipe()
-    reset_signals = child.reset_signals
+    die_with_host = child.die_with_host
 
-    def wait_and_reset() -> None:
+    def wait_first(birth: child.Birth, termination: child.Termination) -> None:
         os.read(go, 1)
-        reset_signals()
+        die_with_host(birth, termination)
 
     def plain(inp: InputChannel, out: OutputChannel, arg: object) -> None:
         sync.write_message(out, b"started")
@@ -307,7 +307,7 @@ def test_sigterm_before_f_starts(kind: Any, monkeypatch: pytest.MonkeyPatch) -> 
             assert await read_message(worker.input_channel) == EndOfFile()
             assert await worker.wait() == TERMINATED
 
-    monkeypatch.setattr(child, "reset_signals", wait_and_reset)
+    monkeypatch.setattr(child, "die_with_host", wait_first)
     try:
         anyio.run(main)
     finally:

@@ -49,7 +49,7 @@ async def main():
     for f in (plain, asynchronous):
         async with await run(f, None) as worker:
             assert min(worker.input_channel.fileno(), worker.output_channel.fileno()) > 2
-            assert guard._fd > 2
+            assert min(guard._connection, guard._table) > 2
             for message in (b"hello", b"x" * 100_000):
                 await write_message(worker.output_channel, message)
                 assert await read_message(worker.input_channel) == message.upper()

@@ -75,7 +75,7 @@ def test_a_pipe_never_becomes_standard_input() -> None:
     assert done.returncode == 3
 
 
-@pytest.mark.parametrize("left", [0, 1, 2, 3])
+@pytest.mark.parametrize("left", [0, 1])
 def test_a_full_table_leaves_nothing_behind(left: int) -> None:
     """However many descriptors are left, a pipe is made whole or not at all."""
     before = set(os.listdir("/proc/self/fd"))

@@ -17,7 +17,7 @@ from typing import Final
 
 import pytest
 
-from forkwire.process import guard, guard_main
+from forkwire.process import guard_main
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -39,18 +39,6 @@ RUN_IT = "runpy.run_path(sys.argv[0], run_name='__main__')"
 WITHOUT_PIDFD = f"""
 import os, runpy, sys
 del os.pidfd_open, sys.argv[0]
-{RUN_IT}
-"""
-
-OLD_KERNEL = f"""
-import runpy, signal, sys
-send = signal.pidfd_send_signal
-def refuse_flags(pidfd, number, info=None, flags=0):
-    if flags:
-        raise OSError(22, "Invalid argument")
-    send(pidfd, number)
-signal.pidfd_send_signal = refuse_flags
-del sys.argv[0]
 {RUN_IT}
 """
 
@@ -89,48 +77,40 @@ class Guarded:
 
     def __init__(self, *interpreter: str) -> None:
         self.host = subprocess.Popen(["sleep", "1000"])
-        self.registrations, theirs = socket.socketpair()
+        self.connection, theirs = socket.socketpair()
+        self.table = os.memfd_create("test")
         with theirs:
-            arguments = [str(PROGRAM), str(theirs.fileno()), str(self.host.pid)]
+            numbers = (theirs.fileno(), self.table, self.host.pid)
             self.guard = subprocess.Popen(
-                [sys.executable, *(interpreter or ("-I", "-S")), *arguments],
-                pass_fds=[theirs.fileno()],
+                [
+                    sys.executable,
+                    *(interpreter or ("-I", "-S")),
+                    str(PROGRAM),
+                    *map(str, numbers),
+                ],
+                pass_fds=numbers[:2],
                 start_new_session=True,
             )
-        assert self.registrations.recv(1) == b"+"
+        assert self.connection.recv(1) == b"+"
+        self.polls = bool(interpreter)
         self.groups: list[Group] = []
 
     def group(self, script: str, grace: float) -> Group:
-        group = self.unregistered(script)
-        guard.register(self.registrations.fileno(), group.pid, grace)
-        return group
-
-    def without_pidfd(self, script: str, grace: float) -> Group:
-        group = self.unregistered(script)
-        self.registrations.send(guard_main.RECORD.pack(group.pid, grace))
-        return group
-
-    def unregistered(self, script: str) -> Group:
         group = Group(script)
         self.groups.append(group)
+        guard_main.write(self.table, len(self.groups), group.pid, grace)
         return group
+
+    def forget(self, group: Group) -> None:
+        guard_main.write(self.table, self.groups.index(group) + 1, 0, 0)
 
     def kill_host(self) -> None:
         self.host.kill()
         self.host.wait(PATIENCE)
 
-    def descriptors(self) -> int:
-        return len(os.listdir(f"/proc/{self.guard.pid}/fd"))
-
-    def wait_for_descriptors(self, most: int) -> None:
-        """Until it has no more than ``most``: there is no event for that."""
-        deadline = time.monotonic() + PATIENCE
-        while self.descriptors() > most:
-            assert time.monotonic() < deadline, f"it has {self.descriptors()} descriptors"
-            time.sleep(0.01)
-
     def close(self) -> None:
-        self.registrations.close()
+        self.connection.close()
+        os.close(self.table)
         for process in (self.host, self.guard):
             process.kill()
             process.wait(PATIENCE)
@@ -138,24 +118,9 @@ class Guarded:
             group.close()
 
 
-@pytest.fixture
-def guarded() -> Iterator[Guarded]:
-    it = Guarded()
-    yield it
-    it.close()
-
-
-@pytest.fixture
-def without_pidfd() -> Iterator[Guarded]:
-    it = Guarded("-I", "-S", "-c", WITHOUT_PIDFD)
-    yield it
-    it.close()
-
-
-@pytest.fixture
-def old_kernel() -> Iterator[Guarded]:
-    """One whose pidfds cannot signal groups."""
-    it = Guarded("-I", "-S", "-c", OLD_KERNEL)
+@pytest.fixture(params=[(), ("-I", "-S", "-c", WITHOUT_PIDFD)], ids=["", "without pidfd"])
+def guarded(request: pytest.FixtureRequest) -> Iterator[Guarded]:
+    it = Guarded(*request.param)
     yield it
     it.close()
 
@@ -170,30 +135,25 @@ def test_sigterm_comes_first(guarded: Guarded) -> None:
 def test_sigkill_comes_after_the_grace_of_each(guarded: Guarded) -> None:
     """A group that ignores SIGTERM gets its own grace, no less and hardly more."""
     patient, short = guarded.group(DEAF, grace=0.8), guarded.group(DEAF, grace=0.2)
-    guarded.kill_host()
     start = time.monotonic()
+    guarded.kill_host()
     short.last_words(within=PATIENCE)
     assert 0.2 <= time.monotonic() - start < 0.8
     patient.last_words(within=PATIENCE)
     assert 0.8 <= time.monotonic() - start < 1.8
 
 
-@pytest.mark.parametrize("fixture", ["guarded", "without_pidfd", "old_kernel"])
-def test_rest_of_a_group_does_not_outlive_its_leader(
-    fixture: str, request: pytest.FixtureRequest
-) -> None:
+def test_rest_of_a_group_does_not_outlive_its_leader(guarded: Guarded) -> None:
     """Once the leader has ended there is nothing to be patient for."""
-    guarded: Guarded = request.getfixturevalue(fixture)
     group = guarded.group(LEAVES_A_DEAF_CHILD, grace=PATIENCE)
     guarded.kill_host()
+    group.process.wait(PATIENCE)
     group.last_words(within=PATIENCE / 2)
 
 
-@pytest.mark.parametrize("fixture", ["guarded", "without_pidfd", "old_kernel"])
-def test_guard_that_is_late_forgets_nobody(fixture: str, request: pytest.FixtureRequest) -> None:
+def test_guard_that_is_late_forgets_nobody(guarded: Guarded) -> None:
     """The kernel may end a leader, and init reap it, before the guard sees its host's end."""
-    guarded: Guarded = request.getfixturevalue(fixture)
-    group = guarded.group(LEAVES_A_DEAF_CHILD, grace=0.3)
+    group = guarded.group(LEAVES_A_DEAF_CHILD, grace=PATIENCE)
     guarded.guard.send_signal(signal.SIGSTOP)
     guarded.kill_host()
     os.kill(group.pid, signal.SIGTERM)
@@ -202,94 +162,97 @@ def test_guard_that_is_late_forgets_nobody(fixture: str, request: pytest.Fixture
     group.last_words(within=PATIENCE / 2)
 
 
-def test_more_workers_than_select_can_wait_for(guarded: Guarded) -> None:
-    """The guard's descriptors may have numbers above 1023."""
+def test_leader_that_nobody_reaps(guarded: Guarded) -> None:
+    """A zombie has ended, and so its group."""
+    group = guarded.group(LEAVES_A_DEAF_CHILD, grace=PATIENCE)
+    guarded.kill_host()
+    group.last_words(within=PATIENCE / 2)
+
+
+def test_thousands_of_workers(guarded: Guarded) -> None:
+    """The guard needs no descriptor for any of them."""
     group = guarded.group(MEEK, grace=PATIENCE)
-    pidfd = os.pidfd_open(group.pid)
-    for number in range(1100):
-        record = guard_main.RECORD.pack(NEVER_A_PID + number, PATIENCE)
-        socket.send_fds(guarded.registrations, [record], [pidfd])
-    os.close(pidfd)
-    guarded.kill_host()
-    assert b"cancelled\n" in group.last_words(within=PATIENCE / 2)
-
-
-def test_worker_without_a_pidfd(guarded: Guarded) -> None:
-    """A worker that could open none is known by its number."""
-    meek = guarded.without_pidfd(MEEK, 0.5)  # all of it: the number of a zombie is still taken
-    deaf = guarded.without_pidfd(DEAF, 0.1)
-    guarded.kill_host()
-    assert meek.last_words(within=PATIENCE / 2) == b"cancelled\n"
-    deaf.last_words(within=PATIENCE / 2)
-    assert guarded.guard.wait(PATIENCE) == 0
-
-
-def test_end_of_a_worker_without_a_pidfd(guarded: Guarded) -> None:
-    """The guard goes on for the others."""
-    meek = guarded.group(MEEK, PATIENCE)
-    for _ in range(3):
-        guarded.without_pidfd("echo ready", PATIENCE).process.wait(PATIENCE)
-        guarded.group("echo ready", PATIENCE).process.wait(PATIENCE)
-    with pytest.raises(subprocess.TimeoutExpired):
-        guarded.guard.wait(3 * guard_main.POLLED)
-    guarded.kill_host()
-    assert meek.last_words(within=PATIENCE / 2) == b"cancelled\n"
-    assert guarded.guard.wait(PATIENCE) == 0
-
-
-def test_worker_that_registers_after_the_end_of_the_host(guarded: Guarded) -> None:
-    """A worker forked just before its host died is told to end."""
-    guarded.kill_host()
-    assert guarded.group(MEEK, grace=PATIENCE).last_words(within=PATIENCE / 2) == b"cancelled\n"
-
-
-def test_registered_twice(guarded: Guarded) -> None:
-    """A worker counts once, and takes one descriptor."""
-    before = guarded.descriptors()
-    group = guarded.group(MEEK, grace=PATIENCE)
-    for _ in range(50):
-        guard.register(guarded.registrations.fileno(), group.pid, PATIENCE)
-    guarded.wait_for_descriptors(before + 1)
+    for slot in range(100, 5000):
+        guard_main.write(guarded.table, slot, NEVER_A_PID + slot, PATIENCE)
     guarded.kill_host()
     assert group.last_words(within=PATIENCE / 2) == b"cancelled\n"
+    assert guarded.guard.wait(PATIENCE) == 0
 
 
-def test_workers_that_were_reaped_are_forgotten(guarded: Guarded) -> None:
-    """The guard of a host that lives long keeps no descriptor of workers that are gone."""
-    before = guarded.descriptors()
-    for _ in range(20):
-        guarded.group("echo ready", grace=PATIENCE).process.wait(PATIENCE)
-    guarded.group(MEEK, grace=PATIENCE)
-    guarded.wait_for_descriptors(before + 2)  # the last to end may be looked at once more
+def test_worker_that_was_forgotten(guarded: Guarded) -> None:
+    """What the host has cleared is not signalled."""
+    other, meek = guarded.group(MEEK, PATIENCE), guarded.group(MEEK, PATIENCE)
+    guarded.forget(other)
+    guarded.kill_host()
+    assert meek.last_words(within=PATIENCE / 2) == b"cancelled\n"
+    assert guarded.guard.wait(PATIENCE) == 0
+    assert other.process.poll() is None
 
 
-@pytest.mark.parametrize("fixture", ["guarded", "without_pidfd"])
-def test_host_that_nobody_reaps(fixture: str, request: pytest.FixtureRequest) -> None:
+def test_number_that_another_process_has_by_now(guarded: Guarded) -> None:
+    """A process that started after the worker had registered is somebody else's."""
+    stranger = Group(MEEK)
+    guarded.groups.append(stranger)
+    yesterday = guard_main.RECORD.pack(stranger.pid, PATIENCE, guard_main.uptime() - 86400)
+    os.pwrite(guarded.table, yesterday, guard_main.RECORD.size)
+    guarded.kill_host()
+    assert guarded.guard.wait(PATIENCE) == 0
+    assert stranger.process.poll() is None
+
+
+def test_start_of_a_process_is_told() -> None:
+    """In the clock that a worker registers with."""
+    before = guard_main.uptime()
+    process = subprocess.Popen(["sleep", "1000"])
+    try:
+        tick = 1 / os.sysconf("SC_CLK_TCK")
+        assert before - tick <= guard_main.started(process.pid) <= guard_main.uptime()
+    finally:
+        process.kill()
+        process.wait()
+    assert guard_main.started(process.pid) == 0
+
+
+def test_empty_table(guarded: Guarded) -> None:
+    """A host that never had a worker."""
+    guarded.kill_host()
+    assert guarded.guard.wait(PATIENCE) == 0
+
+
+def test_host_that_nobody_reaps(guarded: Guarded) -> None:
     """A zombie has ended, also where only its number can tell."""
-    guarded: Guarded = request.getfixturevalue(fixture)
     group = guarded.group(MEEK, grace=PATIENCE)
-    guarded.registrations.close()  # as the host's end would
+    guarded.connection.close()  # as the host's end would
     guarded.host.kill()
     assert group.last_words(within=PATIENCE / 2) == b"cancelled\n"
 
 
-def test_end_of_registrations_is_not_the_end_of_the_host(guarded: Guarded) -> None:
+@pytest.mark.parametrize("guarded", [()], indirect=True, ids=[""])
+def test_end_of_the_connection_is_not_the_end_of_the_host(guarded: Guarded) -> None:
     """Where there is a pidfd to tell, it alone does."""
     group = guarded.group(MEEK, grace=PATIENCE)
-    guarded.registrations.close()
+    guarded.connection.close()
     assert not select.select([group.stdout], [], [], 0.3)[0]
     guarded.kill_host()
     assert group.last_words(within=PATIENCE / 2) == b"cancelled\n"
 
 
-def test_guard_ends_soon_after_its_host(guarded: Guarded) -> None:
-    """With no worker left it waits for those that may still register, then ends well."""
-    guarded.kill_host()
-    assert guarded.guard.wait(guard_main.LATE + 1) == 0
+def test_guard_does_nothing_while_its_host_lives(guarded: Guarded) -> None:
+    """Workers come and go: it sleeps."""
+    def fields() -> dict[str, str]:
+        text = Path(f"/proc/{guarded.guard.pid}/status").read_text()
+        return dict(line.split(":", 1) for line in text.splitlines())
+
+    while not fields()["State"].strip().startswith("S"):
+        time.sleep(0.001)
+    before = fields()["voluntary_ctxt_switches"]
+    for _ in range(20):
+        guarded.group("echo ready", grace=PATIENCE).process.wait(PATIENCE)
+    assert guarded.polls or fields()["voluntary_ctxt_switches"] == before
 
 
 def test_guard_is_small(guarded: Guarded, record_property: Callable[[str, object], None]) -> None:
-    """It takes less than 20 MB of memory, three descriptors of its own, and one thread."""
+    """It takes less than 20 MB of memory, and one thread."""
     status = Path(f"/proc/{guarded.guard.pid}/status").read_text()
     fields = dict(line.split(":", 1) for line in status.splitlines())
     size = int(fields["VmRSS"].split()[0])

@@ -28,7 +28,7 @@ from forkwire import (
     sync,
     write_message,
 )
-from forkwire.process import guard, ownership
+from forkwire.process import guard
 
 pytestmark = [
     pytest.mark.anyio,
@@ -56,7 +56,8 @@ def open_files() -> dict[int, str]:
             found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
         except OSError:  # that of listdir itself
             continue
-    found.pop(guard._fd, None)
+    for fd in (guard._connection, guard._table):
+        found.pop(fd, None)
     return found
 
 
@@ -77,7 +78,7 @@ def guards() -> list[int]:
             words = path.read_bytes().split(b"\0")
         except OSError:  # it has ended
             continue
-        if words[-2:-1] == [b"%d" % os.getpid()] and words[-4].endswith(b"guard_main.py"):
+        if words[-2:-1] == [b"%d" % os.getpid()] and words[-5].endswith(b"guard_main.py"):
             found.append(int(path.parent.name))
     return found
 
@@ -85,14 +86,14 @@ def guards() -> list[int]:
 @pytest.fixture
 def no_guard(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[int]]:
     """As before the first worker, but for guards of other tests: those."""
-    monkeypatch.setattr(guard, "_fd", -1)
-    monkeypatch.setattr(guard, "_registered", {})
+    for name in ("_connection", "_table"):
+        monkeypatch.setattr(guard, name, -1)
+    monkeypatch.setattr(guard, "_inodes", None)
     strangers = set(guards())
     yield strangers
     for pid in set(guards()) - strangers:
         os.kill(pid, signal.SIGKILL)
-    if guard._fd >= 0:
-        ownership.close(guard._fd)
+    guard.close_ours()
 
 
 async def check_cannot_start() -> WorkerStartError:
@@ -145,9 +146,8 @@ async def test_no_descriptor_is_left_to_take(capture: bool, first: bool) -> None
     failed = 0
     answer: object = None
     while answer != b"x":
-        if first and guard._fd >= 0:
-            ownership.close(guard._fd)
-            guard._fd = -1
+        if first:
+            guard.close_ours()
         before = open_files(), children()
         try:
             with free_descriptors(failed):
@@ -217,6 +217,25 @@ async def test_host_that_ignores_its_children(no_guard: set[int]) -> None:
 
 
 @pytest.mark.usefixtures("no_guard")
+async def test_host_that_closes_every_descriptor() -> None:
+    """Its numbers may be other files' by then: they stay open, and the next worker has a guard."""
+    await check_echo()
+    async with await run(echo, None) as worker:
+        numbers = guard._connection, guard._table
+        other = os.open(os.devnull, os.O_RDONLY)
+        for number in numbers:
+            os.dup2(other, number)
+        os.close(other)
+        await check_echo()
+        assert not set(numbers) & {guard._connection, guard._table}
+        assert worker.pid in guard.guard_main.read(guard._table)
+        for number in numbers:
+            os.close(number)
+    assert worker.returncode == 0
+    assert guard.guard_main.read(guard._table) == {}
+
+
+@pytest.mark.usefixtures("no_guard")
 async def test_default_timeout_of_sockets() -> None:
     """An application's ``socket.setdefaulttimeout`` is not the guard's."""
     socket.setdefaulttimeout(0.01)
@@ -228,7 +247,7 @@ async def test_default_timeout_of_sockets() -> None:
 
 
 async def test_guard_holds_nothing_of_its_host() -> None:
-    """Its descriptors are /dev/null, its socket, and one for each process that it watches."""
+    """Its descriptors are /dev/null, its socket, the table, and one that watches the host."""
     read_end, write_end = os.pipe()
     os.set_inheritable(write_end, True)
     await check_echo()
@@ -236,7 +255,8 @@ async def test_guard_holds_nothing_of_its_host() -> None:
         files = Path(f"/proc/{pid}/fd")
         links = {int(path.name): os.readlink(path) for path in files.iterdir()}
         assert {links.pop(fd) for fd in range(3)} == {os.devnull}
-        assert {link.partition("[")[0] for link in links.values()} <= {"socket:", "anon_inode:"}
+        kinds = {link.partition("[")[0].partition(" ")[0] for link in links.values()}
+        assert kinds <= {"socket:", "anon_inode:", "/memfd:forkwire"}
         assert os.readlink(f"/proc/{pid}/cwd") == "/"
     os.close(read_end)
     os.close(write_end)

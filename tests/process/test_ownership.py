@@ -140,16 +140,63 @@ def test_a_forking_thread_may_hand_descriptors_to_its_child(pipe: tuple[int, int
         assert error_of(lambda: os.write(pipe[1], b"+")) is None
         assert is_placeholder(pipe[0])
 
-    with ownership.kept_in_child(pipe[1]):
-        assert in_a_child(look) == 0
+    plan = ownership.plan_fork([pipe[1]])
+    try:
+        assert in_a_child(lambda: (plan.carry_out(), look())) == 0
+    finally:
+        ownership.end_fork()
     assert in_a_child(look) == 1
+
+
+def test_a_plan_closes_and_covers(pipe: tuple[int, int]) -> None:
+    """What nobody will touch is closed, what is not owned swallows what is written to it."""
+    other = os.open(os.devnull, os.O_RDONLY)
+    plan = ownership.plan_fork([], [pipe[0]], [other])
+
+    def look() -> None:
+        plan.carry_out()
+        assert is_placeholder(pipe[1])
+        assert os.write(other, b"x") == 1
+        assert os.read(other, 1) == b""
+        assert pipe[0] not in open_files()
+        assert owned() == set()
+
+    try:
+        assert in_a_child(look) == 0
+    finally:
+        ownership.end_fork()
+    os.close(other)
+
+
+def test_nothing_new_is_unseen_by_a_planned_fork() -> None:
+    """What another thread makes between the plan and the fork is made again after it."""
+    ownership.plan_fork([])
+    made: list[int] = []
+
+    def make() -> tuple[int, ...]:
+        made.append(0)
+        ends = os.pipe()
+        if len(made) == 3:
+            ended.set()
+        return ends
+
+    ended = threading.Event()
+    results: list[tuple[int, ...]] = []
+    thread = threading.Thread(target=lambda: results.append(ownership.make_owned(make)))
+    thread.start()
+    assert ended.wait(20)
+    assert not results
+    ownership.end_fork()
+    thread.join(20)
+    for fd in results[0]:
+        ownership.close(fd)
 
 
 def test_what_was_made_while_another_thread_forked_is_made_again() -> None:
     """No child has a copy of what ``make_owned`` answers; what it might have is closed."""
-    made: list[tuple[int, int]] = []
+    made: list[tuple[int, ...]] = []
 
-    def make() -> tuple[int, int]:
+    def make() -> tuple[int, ...]:
         made.append(os.pipe())
         if len(made) < 3:
             fork_and_wait()
@@ -165,7 +212,7 @@ def test_what_was_made_while_another_thread_forked_is_made_again() -> None:
         ownership.close(fd)
 
 
-def check_both(ends: tuple[int, int]) -> None:
+def check_both(ends: tuple[int, ...]) -> None:
     assert is_placeholder(ends[0])
     assert is_placeholder(ends[1])
 

@@ -298,7 +298,7 @@ INTERRUPTED = """
         gc.collect()
         await anyio.sleep(0)
         assert os.listdir("/proc/self/fd") == before
-        assert guard._registered == {}
+        assert guard._workers == {}
         try:
             os.waitpid(-1, 0)
         except ChildProcessError:
@@ -611,4 +611,4 @@ def test_many_at_once_in_several_threads_and_loops(
     assert failures == []
     gc.collect()
     wait_until_same_files(before)
-    assert guard._registered == {}
+    assert guard._workers == {}

@@ -118,7 +118,7 @@ def is_gone(pid: int) -> bool:
 
 def owned() -> set[int]:
     """The descriptors that no forked child of this process gets."""
-    return {fd for fd, _ in ownership._owned}
+    return set(ownership._owned)
 
 
 def open_files() -> dict[int, str]:

@@ -163,10 +163,10 @@ def raising() -> Iterator[None]:
 def own_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As in a worker: the main thread's waits end when a signal arrives."""
     monkeypatch.setattr(waiting, "_wake_on_signals", False)
-    monkeypatch.setattr(waiting, "_wakeup", None)
+    monkeypatch.setattr(waiting, "_wakeup", ())
     waiting.wake_on_signals()
     yield
-    if waiting._wakeup is not None:
+    if waiting._wakeup:
         for fd in waiting._wakeup:
             ownership.close(fd)
 
@@ -280,4 +280,4 @@ def test_a_child_forgets_its_hosts_wakeup(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(waiting, "_wakeup", (100, 101))
     waiting.forget_wakeup()
     assert not waiting._wake_on_signals
-    assert waiting._wakeup is None
+    assert not waiting._wakeup

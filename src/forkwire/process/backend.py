@@ -40,6 +40,10 @@ class Backend(Protocol):
         """Call ``function`` in the loop, from any thread; here and now if the loop is over."""
         ...
 
+    def run_later(self, function: Callable[[Backend], None]) -> None:
+        """Call ``function`` with this, in a later turn of the loop. In the loop's thread."""
+        ...
+
     def call(self, function: Callable[[], None]) -> None:
         """Call ``function`` in the loop's thread: here and now in that very thread, else soon."""
         ...
@@ -95,6 +99,9 @@ class AsyncioBackend:
             self.loop.call_soon_threadsafe(function)
         except RuntimeError:  # it is closed
             function()
+
+    def run_later(self, function: Callable[[Backend], None]) -> None:
+        self.loop.call_soon(function, self)
 
     def call(self, function: Callable[[], None]) -> None:
         if self.is_current() or not self.is_running():
@@ -193,6 +200,9 @@ class TrioBackend:
             self._token.run_sync_soon(function)
         except self._trio.RunFinishedError:
             function()
+
+    def run_later(self, function: Callable[[Backend], None]) -> None:
+        self._token.run_sync_soon(function, self)
 
     def call(self, function: Callable[[], None]) -> None:
         if self.is_current():

@@ -20,6 +20,7 @@ from ..wire.framing import (
     frame,
 )
 from . import descriptors, ownership
+from .backend import Backend
 from .reading import Source
 from .writing import Sink
 
@@ -31,14 +32,17 @@ Half = TypeVar("Half", Source, Sink)
 class Channel(Generic[Half]):
     """What both directions share: they own a descriptor."""
 
-    def __init__(self, half: Half, owned: bool) -> None:
+    def __init__(self, half: Half, *, owned: bool = False) -> None:
         self._half: Final[Half] = half
-        self._owned = owned
-        self._pid: Final = os.getpid()
-        if owned:
-            ownership.own(half.fd)
-        elif half.pollable:
+        self._owned: Final = owned
+        self._pid = os.getpid()
+        if not owned and half.pollable:
             descriptors.set_nonblocking(half.fd)
+
+    def _of_process(self, pid: int) -> Self:
+        """Made by this process for another, which it is about to fork, or in that one."""
+        self._pid = pid
+        return self
 
     def fileno(self) -> int:
         """The descriptor; -1 once the channel is closed."""
@@ -112,12 +116,13 @@ class InputChannel(Channel[Source]):
         :exc:`ChannelOSError` when it is not open, and :exc:`ValueError` for a limit that is not
         0 to ``2**31 - 1``.
         """
-        return cls._wrap(fd, max_message_size, owned=False)
+        descriptors.check_mode(fd, os.O_WRONLY)
+        return cls(Source(fd, max_message_size, pollable=descriptors.is_pollable(fd)))
 
     @classmethod
-    def _wrap(cls, fd: int, max_message_size: int, *, owned: bool) -> Self:
-        descriptors.check_mode(fd, os.O_WRONLY)
-        return cls(Source(fd, max_message_size), owned)
+    def _of_pipe(cls, fd: int, max_message_size: int, backend: Backend | None = None) -> Self:
+        """Read from an owned, non-blocking pipe, in the loop of ``backend`` to begin with."""
+        return cls(Source(fd, max_message_size, pollable=True, backend=backend), owned=True)
 
     async def read_int(self) -> int | EndOfFile:
         """The next bare integer, 4 bytes (protocol-spec/1-framing.md, F-5).
@@ -158,12 +163,13 @@ class OutputChannel(Channel[Sink]):
         Raises :exc:`UsageError` when ``fd`` is not a descriptor open for writing, and
         :exc:`ChannelOSError` when it is not open.
         """
-        return cls._wrap(fd, owned=False)
+        descriptors.check_mode(fd, os.O_RDONLY)
+        return cls(Sink(fd, pollable=descriptors.is_pollable(fd)))
 
     @classmethod
-    def _wrap(cls, fd: int, *, owned: bool) -> Self:
-        descriptors.check_mode(fd, os.O_RDONLY)
-        return cls(Sink(fd), owned)
+    def _of_pipe(cls, fd: int, backend: Backend | None = None) -> Self:
+        """Write to an owned, non-blocking pipe, in the loop of ``backend`` to begin with."""
+        return cls(Sink(fd, pollable=True, backend=backend), owned=True)
 
     async def write_int(self, number: int) -> WriteOk | EndOfFile:
         """Write one bare integer, 4 bytes (protocol-spec/1-framing.md, F-5).

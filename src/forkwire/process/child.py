@@ -46,7 +46,10 @@ if sys.platform == "linux":
 # multiprocessing.connection.Connection, trio's FdStream.
 ELSEWHERE: Final = {"Connection": "_handle", "_FdHolder": "fd"}
 
-TERMINATED: Final = 128 + signal.SIGTERM
+TERMINATED: Final = 128 + int(signal.SIGTERM)
+
+# Ctrl-C, and the terminal: we are in its background.
+UNHEARD: Final = (signal.SIGINT, signal.SIGPIPE, signal.SIGTTIN, signal.SIGTTOU)
 
 # From 3.13 on Python runs no signal handler during pure bytecode in a child that was not forked on
 # the main thread.
@@ -54,26 +57,27 @@ DEAF_TO_SIGNALS: Final = sys.version_info >= (3, 13)
 KNOCK: Final = 0.05  # seconds between attempts to make it hear
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Birth:
-    """What a worker is born with."""
+    """What a worker is born with. The host makes all of it, in memory that both then share."""
 
     f: Callable[[InputChannel, OutputChannel, Any], Awaitable[object] | object]
+    is_async: bool
     arg: Any
     backend: BackendName
     grace: float
-    max_message_size: int
     close_fds: bool
-    input_fd: int
-    output_fd: int
+    input: InputChannel
+    output: OutputChannel
     stderr_fd: int  # -1: inherited
-    guard_fd: int
-    parent_ends: tuple[int, ...]
-    loop_fds: frozenset[int]
+    table: int  # the guard's
+    slot: int  # in it
     open_before: dict[int, str]  # what the host had open, where that matters
     host: int
     on_main_thread: bool
     mask: frozenset[int]  # the signals that the forking thread had blocked
+    handled: Iterable[int]  # those that have a handler of the host's
+    descriptors: ownership.Plan | None = None  # known at the last moment
 
 
 class Termination:
@@ -100,16 +104,20 @@ def live(birth: Birth) -> NoReturn:
 
 def enter(birth: Birth, termination: Termination) -> None:
     """Become a process of our own: group, signals, descriptors."""
-    for fd in birth.parent_ends:
-        os.close(fd)
     os.setpgid(0, 0)
+    assert birth.descriptors is not None
+    birth.descriptors.carry_out()
     die_with_host(birth, termination)
-    reset_signals()
-    ownership.overlay(birth.loop_fds)
+    signal.set_wakeup_fd(-1)
+    for number in birth.handled:
+        signals.set_handler(number, signals.SIG_DFL)
+    for number in UNHEARD:
+        signals.set_handler(number, signals.SIG_IGN)
+    signals.set_handler(signal.SIGTERM, signals.SIG_DFL)
     if birth.stderr_fd >= 0:
         take_stderr(birth.stderr_fd)
     if birth.close_fds:
-        own = {birth.input_fd, birth.output_fd} | remade(birth)
+        own = {birth.input.fileno(), birth.output.fileno()} | remade(birth)
         close_others({0, 1, 2} | own | descriptors_in(birth.arg))
     gc.freeze()  # what was inherited stays shared with the host, and is never collected here
     waiting.forget_wakeup()
@@ -120,32 +128,18 @@ def die_with_host(birth: Birth, termination: Termination) -> None:
     if birth.on_main_thread and sys.platform == "linux":
         # The signal comes when the forking thread ends: the main one lives as long as the host.
         prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    with contextlib.suppress(OSError):  # the guard is gone: so is the host, or it starts a new one
-        guard.register(birth.guard_fd, os.getpid(), birth.grace)
-    os.close(birth.guard_fd)
+    guard.register(birth.table, birth.slot, birth.grace)
+    ownership.close(birth.table)
     if os.getppid() != birth.host:  # it ended before all this was in place
         termination.requested = True
         leave(TERMINATED, termination)
-
-
-def reset_signals() -> None:
-    """No handler of the host's, nor its loop's wake-up, is left."""
-    signal.set_wakeup_fd(-1)
-    for number in signals.ALL_SIGNALS:
-        with contextlib.suppress(OSError, ValueError):  # SIGKILL, SIGSTOP, the C library's own
-            if callable(signals.getsignal(number)):
-                signals.set_handler(number, signal.SIG_DFL)
-    # Ctrl-C, and the terminal: we are in its background.
-    for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGTTIN, signal.SIGTTOU):
-        signals.set_handler(number, signal.SIG_IGN)
-    signals.set_handler(signal.SIGTERM, signal.SIG_DFL)
 
 
 def take_stderr(fd: int) -> None:
     """Descriptor 2, and so ``sys.stderr``, is the pipe that the host reads; crashes speak there."""
     os.set_blocking(fd, True)
     os.dup2(fd, 2)
-    os.close(fd)
+    ownership.close(fd)
     sys.stderr = io.TextIOWrapper(
         io.FileIO(2, "w", closefd=False), "utf-8", "backslashreplace", write_through=True
     )
@@ -166,7 +160,7 @@ def descriptors_in(arg: Any) -> set[int]:
 
 def remade(birth: Birth) -> set[int]:
     """What libuv opened anew when it saw the fork: a loop of its own needs these."""
-    if birth.backend != "uvloop" or not is_async(birth.f):
+    if birth.backend != "uvloop" or not birth.is_async:
         return set()
     before = birth.open_before
     return {
@@ -180,8 +174,8 @@ def close_others(kept: set[int]) -> None:
     """Leave no file open but ``kept``.
 
     Objects that own a descriptor are told first: their finalisers would close whatever gets the
-    number later. Where Python cannot find the owner (of a mapped file, an epoll, a scanned
-    folder) a placeholder keeps the number; pipes and sockets without one are simply closed.
+    number later. Where Python cannot find the owner (of a mapped file, an epoll, a connection of a
+    C library) a placeholder keeps the number; pipes without one are simply closed.
     """
     gc.unfreeze()  # frozen objects are not listed
     for thing in gc.get_objects():
@@ -205,11 +199,11 @@ def close_others(kept: set[int]) -> None:
 
 
 def is_ownerless(fd: int) -> bool:
-    """Whether nobody is left who would close ``fd``: pipes, sockets, and our placeholders."""
+    """Whether nobody is left who would close ``fd``: pipes, and our placeholders."""
     status = os.fstat(fd)
     if stat.S_ISCHR(status.st_mode):
         return status.st_rdev == os.stat(os.devnull).st_rdev
-    return stat.S_ISFIFO(status.st_mode) or stat.S_ISSOCK(status.st_mode)
+    return stat.S_ISFIFO(status.st_mode)
 
 
 def tell(thing: Any, kept: set[int]) -> None:
@@ -229,11 +223,11 @@ def all_descriptors() -> set[int]:
 def work(birth: Birth, termination: Termination) -> int:
     """Run ``f``; answer the exit status."""
     loops.forget_running_loop()
-    input_channel = InputChannel._wrap(birth.input_fd, birth.max_message_size, owned=True)
-    output_channel = OutputChannel._wrap(birth.output_fd, owned=True)
+    pid = os.getpid()
+    input_channel, output_channel = birth.input._of_process(pid), birth.output._of_process(pid)
     unblocked = birth.mask - {signal.SIGTERM}
     try:
-        if is_async(birth.f):
+        if birth.is_async:
             result = birth.f(input_channel, output_channel, birth.arg)
         else:
             listen_in_plain_code(birth, termination)
@@ -252,13 +246,6 @@ def work(birth: Birth, termination: Termination) -> int:
         with contextlib.suppress(ProcessWorkerIPCError):  # cut short by SIGTERM, and said so then
             output_channel.finish()
     return 0
-
-
-def is_async(f: Callable[..., object]) -> bool:
-    """Whether calling ``f`` runs nothing of it yet. A lambda may still answer an awaitable."""
-    return inspect.iscoroutinefunction(f) or inspect.iscoroutinefunction(
-        getattr(f, "__call__", None)  # noqa: B004
-    )
 
 
 def exit_status(error: SystemExit) -> int:
@@ -286,7 +273,7 @@ def listen_in_plain_code(birth: Birth, termination: Termination) -> None:
         if first and not termination.too_late:
             raise SystemExit(TERMINATED)
 
-    signal.signal(signal.SIGTERM, on_sigterm)
+    signals.set_handler(signal.SIGTERM, on_sigterm)
     if DEAF_TO_SIGNALS and not birth.on_main_thread:
         hear_for(threading.get_ident(), termination)
     else:

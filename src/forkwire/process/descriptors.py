@@ -26,6 +26,7 @@ __all__ = [
     "grow_pipe",
     "is_gone",
     "is_pollable",
+    "lifted",
     "make_pipe",
     "restore_all",
     "restore_blocking",
@@ -56,27 +57,41 @@ _needed_nonblocking: set[int] = set()  # the channels' own; some may be duplicat
 def flush_standard_streams() -> None:
     """Python's, and those of the C library: so that what is buffered is printed, and once."""
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError, ValueError, OSError):  # None, closed, or broken
+        try:
             stream.flush()
+        except (AttributeError, ValueError, OSError):  # None, closed, or broken
+            pass
     _fflush(None)
 
 
-def make_pipe() -> tuple[int, int]:
+def make_pipe() -> tuple[int, ...]:
     """A close-on-exec pipe, both ends non-blocking and above the standard descriptors."""
-    ends: list[int] = []
-    raw = os.pipe()
-    try:
-        for fd in raw:
+    if hasattr(os, "pipe2"):
+        ends = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    else:
+        ends = os.pipe()
+        for fd in ends:
             os.set_blocking(fd, False)
-            ends.append(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, FIRST_FREE_FD))
-    except BaseException:
+    if min(ends) >= FIRST_FREE_FD:
+        return ends
+    try:
+        return lifted(*ends)
+    finally:
         for fd in ends:
             os.close(fd)
-        raise
-    finally:
-        for fd in raw:
+
+
+def lifted(*fds: int) -> tuple[int, ...]:
+    """Close-on-exec duplicates of ``fds``, above the standard descriptors."""
+    copies: list[int] = []
+    try:
+        for fd in fds:
+            copies.append(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, FIRST_FREE_FD))  # noqa: PERF401
+    except BaseException:
+        for fd in copies:
             os.close(fd)
-    return ends[0], ends[1]
+        raise
+    return tuple(copies)
 
 
 def check_mode(fd: int, unwanted: int) -> None:

@@ -1,17 +1,20 @@
-"""The fork itself: what must be ready before it, and what each side owns after it."""
+"""The fork itself: what is made ready before it, and what each side owns after it.
+
+A page of memory that either side writes after the fork is copied first, which costs more than most
+of what is done here. So all that can be is made before it, and little code runs after it.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
+import inspect
 import os
-import signal
 import sys
 import threading
 import time
 import warnings
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any, Final
 
 from ..errors import ForkThreadsWarning, WorkerStartError
@@ -20,17 +23,19 @@ from .backend import BackendName
 from .channels import InputChannel, OutputChannel
 from .loops import loop_descriptors, open_descriptors
 
-__all__ = ["Forked", "Options", "fork_worker", "ready_to_fork", "undo"]
+__all__ = ["Ends", "Options", "fork_worker", "get_ready", "open_ends", "prepare"]
 
 NAMED_THREADS: Final = 8  # in the warning; the rest are counted
 
 LOOKS: Final = 5  # at threads that Python does not know of
 OUR_THREADS: Final = "forkwire: "  # they share no lock with anybody
 
+NOBODY: Final = -1  # no process has this number
+
 _warned = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Options:
     """How to fork; `run` says what each means."""
 
@@ -41,110 +46,120 @@ class Options:
     capture_stderr: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Forked:
-    """What the host has of a new worker. ``stderr_fd``: -1 where it is not captured."""
+@dataclass(slots=True)
+class Ends:
+    """The pipes of a worker, all owned, and its copy of the guard's table; -1 for none."""
 
-    pid: int
-    input_fd: int
-    output_fd: int
-    stderr_fd: int
+    child_input: int
+    output: int
+    input: int
+    child_output: int
+    table: int
+    stderr: int = -1
+    child_stderr: int = -1
 
-    def descriptors(self) -> tuple[int, ...]:
-        """Those that are there."""
-        return tuple(fd for fd in (self.input_fd, self.output_fd, self.stderr_fd) if fd >= 0)
+    def ours(self) -> list[int]:
+        """Those that the host keeps."""
+        return [fd for fd in (self.input, self.output, self.stderr) if fd >= 0]
+
+    def theirs(self) -> list[int]:
+        """Those that the worker keeps."""
+        ends = (self.child_input, self.child_output, self.table, self.child_stderr)
+        return [fd for fd in ends if fd >= 0]
+
+    def close_theirs(self) -> None:
+        """In the host, once there is a worker, or will be none. Idempotent."""
+        theirs = self.theirs()
+        self.child_input = self.child_output = self.table = self.child_stderr = -1
+        for fd in theirs:
+            ownership.close(fd)
 
 
-@contextlib.contextmanager
-def ready_to_fork() -> Iterator[frozenset[int]]:
-    """Streams are flushed, the guard is there, and every signal waits.
-
-    Answers the signals that were blocked before. Raises :exc:`WorkerStartError`; the handlers of
-    the signals that came meanwhile run on the way out.
-    """
+def get_ready() -> None:
+    """Streams are flushed, and the guard is there. Raises :exc:`WorkerStartError`."""
     warn_of_threads()
     descriptors.flush_standard_streams()
     guard.ensure_guard()
-    before = signals.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def open_ends(capture_stderr: bool) -> Ends:
+    """Open what a worker needs. Raises :exc:`WorkerStartError`; nothing is left open then."""
+
+    def make() -> tuple[int, ...]:
+        opened: list[int] = []
+        try:
+            opened += descriptors.make_pipe()
+            opened += descriptors.make_pipe()
+            opened.append(guard.table_copy())
+            if capture_stderr:
+                opened += descriptors.make_pipe()
+        except BaseException:
+            for fd in opened:
+                os.close(fd)
+            raise
+        return tuple(opened)
+
     try:
-        signals.pthread_sigmask(signal.SIG_BLOCK, signals.ALL_SIGNALS)  # a handler may raise here
-        yield before
-    finally:
-        signals.pthread_sigmask(signal.SIG_SETMASK, before)
+        return Ends(*ownership.make_owned(make))
+    except OSError as error:
+        raise WorkerStartError(
+            error.errno, f"no pipe could be opened for a worker: {error.strerror}"
+        ) from error
 
 
-def fork_worker(
+def prepare(
     f: Callable[[InputChannel, OutputChannel, Any], Awaitable[object] | object],
     arg: Any,
     options: Options,
+    ends: Ends,
+    slot: int,
     mask: frozenset[int],
-) -> Forked:
-    """Fork a worker that runs ``f``, inside `ready_to_fork`, whose answer ``mask`` is.
+) -> child.Birth:
+    """All that a worker needs. Signals are blocked; ``mask``: those that were before."""
+    limit = options.max_message_size
+    return child.Birth(
+        f=f,
+        is_async=is_async(f),
+        arg=arg,
+        backend=options.backend,
+        grace=options.grace,
+        close_fds=options.close_fds,
+        input=InputChannel._of_pipe(ends.child_input, limit)._of_process(NOBODY),
+        output=OutputChannel._of_pipe(ends.child_output)._of_process(NOBODY),
+        stderr_fd=ends.child_stderr,
+        table=ends.table,
+        slot=slot,
+        open_before=open_descriptors() if options.close_fds else {},
+        host=os.getpid(),
+        on_main_thread=threading.current_thread() is threading.main_thread(),
+        mask=mask,
+        handled=signals.handled(),
+    )
 
-    Awaits nothing, so nothing can be cancelled half way. Raises :exc:`WorkerStartError`; nothing
-    is left open then.
+
+def fork_worker(birth: child.Birth, ends: Ends) -> int:
+    """Fork, and be the worker in the child; its pid in the host.
+
+    Awaits nothing, so nothing can be cancelled half way. Raises :exc:`OSError`.
     """
-    with contextlib.ExitStack() as opened:
-        try:
-            child_in, output_fd = pipe(opened)
-            input_fd, child_out = pipe(opened)
-            stderr_fd, child_err = pipe(opened) if options.capture_stderr else (-1, -1)
-            guard_fd = guard.registration_fd()
-            opened.callback(ownership.close, guard_fd)
-            forked = Forked(-1, input_fd, output_fd, stderr_fd)
-            birth = child.Birth(
-                f=f,
-                arg=arg,
-                backend=options.backend,
-                grace=options.grace,
-                max_message_size=options.max_message_size,
-                close_fds=options.close_fds,
-                input_fd=child_in,
-                output_fd=child_out,
-                stderr_fd=child_err,
-                guard_fd=guard_fd,
-                parent_ends=forked.descriptors(),
-                loop_fds=frozenset(loop_descriptors()),
-                open_before=open_descriptors() if options.close_fds else {},
-                host=os.getpid(),
-                on_main_thread=threading.current_thread() is threading.main_thread(),
-                mask=mask,
-            )
-            with ownership.kept_in_child(child_in, child_out, child_err, guard_fd):
-                pid = fork_quietly()
-                if pid == 0:
-                    child.live(birth)
-        except OSError as error:
-            raise WorkerStartError(
-                error.errno, f"a worker could not be forked: {error.strerror}"
-            ) from error
-        opened.pop_all()
-    forked = dataclasses.replace(forked, pid=pid)
-    with contextlib.suppress(OSError):  # it did so itself, or has ended
-        os.setpgid(pid, pid)
-    guard.remember(pid, options.grace, guard_fd)
-    for fd in (child_in, child_out, child_err, guard_fd):
-        if fd >= 0:
-            ownership.close(fd)
-    return forked
+    loops_own = loop_descriptors()
+    try:
+        birth.descriptors = ownership.plan_fork(ends.theirs(), ends.ours(), loops_own)
+        pid = fork_quietly()
+        if pid == 0:
+            child.live(birth)
+    finally:
+        ownership.end_fork()
+    return pid
 
 
-def undo(forked: Forked) -> None:
-    """End a worker that nobody will have a handle of."""
-    with contextlib.suppress(OSError):
-        os.killpg(forked.pid, signal.SIGKILL)
-    with contextlib.suppress(ChildProcessError):
-        os.waitpid(forked.pid, 0)
-    guard.forget(forked.pid)
-    for fd in forked.descriptors():
-        ownership.close(fd)
-
-
-def pipe(opened: contextlib.ExitStack) -> tuple[int, int]:
-    ends = ownership.make_owned(descriptors.make_pipe)
-    for fd in ends:
-        opened.callback(ownership.close, fd)
-    return ends
+def is_async(f: Callable[..., object]) -> bool:
+    """Whether calling ``f`` runs nothing of it yet. A lambda may still answer an awaitable."""
+    if isinstance(f, FunctionType) and f.__code__.co_flags & inspect.CO_COROUTINE:
+        return True
+    return inspect.iscoroutinefunction(f) or inspect.iscoroutinefunction(
+        getattr(f, "__call__", None)  # noqa: B004
+    )
 
 
 def fork_quietly() -> int:
@@ -188,7 +203,7 @@ def warn_of_threads() -> None:
         "now stays locked in the worker. Start workers before threads, or keep to code in the "
         "worker that shares no lock with them",
         ForkThreadsWarning,
-        stacklevel=5,
+        stacklevel=4,
     )
 
 

@@ -1,25 +1,26 @@
 """The host's side of the guard: start it before the first fork, and again should it die.
 
-What the guard does is in ``guard_main``, which is a program of its own.
+What the guard does is in ``guard_main``, which is a program of its own. Both know a table, an
+unlinked file with one record for each worker.
 """
 
 from __future__ import annotations
 
-import array
 import contextlib
-import fcntl
+import itertools
 import os
 import signal
 import socket
 import sys
+import tempfile
 import threading
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from ..errors import WorkerStartError
 from . import descriptors, guard_main, ownership
 
-__all__ = ["ensure_guard", "register", "registration_fd"]
+__all__ = ["ensure_guard", "forget", "register", "reserve", "table_copy"]
 
 # Starting takes some 10 ms; a machine under heavy load gets this long.
 START_SECONDS: Final = 20.0
@@ -28,17 +29,26 @@ START_SECONDS: Final = 20.0
 # here: it is not in the way of an application that waits for all of its own.
 DETACH: Final = '"$@" &'
 
-_fd = -1  # our end; a plain number, since it lives as long as the process
-_registered: dict[int, float] = {}
+
+class Guarded(Protocol):
+    """A worker, as the guard sees it; its ``pid`` is 0 until it is forked."""
+
+    pid: int
+
+    @property
+    def grace(self) -> float: ...
+
+
+# Plain numbers, since they live as long as the process: our end of the connection, which the guard
+# closes when it ends, and the table.
+_connection = _table = -1
+_inodes: tuple[int, int] | None = None  # to know them by: somebody may close every number
 _starting = threading.Lock()
 
-
-def registration_fd() -> int:
-    """A duplicate, owned, of the descriptor through which a child registers."""
-    with _starting:
-        copy = os.dup(_fd)
-        ownership.own(copy)
-        return copy
+# Slots of the table. No lock: each of these is one step, and a finaliser may come in between.
+_workers: dict[int, Guarded] = {}
+_free: list[int] = []
+_fresh = itertools.count()
 
 
 def ensure_guard() -> None:
@@ -46,59 +56,88 @@ def ensure_guard() -> None:
 
     Raises :exc:`WorkerStartError`.
     """
-    global _fd
+    global _connection, _table, _inodes
     with _starting:
-        if _fd >= 0:
-            if not guard_main.readable(_fd):  # it never writes again: readable means it has ended
-                return
-            ownership.close(_fd)
-            _fd = -1
-        _fd = start_guard()
-        for pid, grace in list(_registered.items()):  # those of a guard that died
-            with contextlib.suppress(OSError):
-                register(_fd, pid, grace)
+        # It never writes again: readable means that it has ended.
+        if are_ours() and not guard_main.readable(_connection):
+            return
+        close_ours()
+        try:
+            fds = start_guard()
+        except OSError as error:
+            raise WorkerStartError(
+                error.errno, f"the guard process could not be started: {error}"
+            ) from error
+        _connection, _table = fds
+        _inodes = os.fstat(_connection).st_ino, os.fstat(_table).st_ino
+        for fd in fds:  # from now on closed in every child by the hook below
+            ownership.disown(fd)
 
 
-def start_guard() -> int:
-    """Start a guard and wait until it watches us; our end of the connection."""
-    ours = theirs = -1
+def are_ours() -> bool:
     try:
-        ours, theirs = ownership.make_owned(connection)
-        start(theirs)
+        return (os.fstat(_connection).st_ino, os.fstat(_table).st_ino) == _inodes
+    except OSError:
+        return False
+
+
+def close_ours() -> None:
+    global _inodes
+    if are_ours():
+        os.close(_connection)
+        os.close(_table)
+    _inodes = None
+
+
+def start_guard() -> tuple[int, int]:
+    """Start a guard and wait until it watches us; our end of the connection, and its table."""
+    opened: list[int] = []
+    try:
+        opened += ownership.make_owned(connection)
+        opened += ownership.make_owned(new_table)
+        ours, theirs, table = opened
+        for slot, worker in list(_workers.items()):  # those of a guard that died
+            guard_main.write(table, slot, worker.pid, worker.grace)
+        start(theirs, table)
+        opened.remove(theirs)
         ownership.close(theirs)
-        theirs = -1
         if not guard_main.readable(ours, START_SECONDS) or os.read(ours, 1) != b"+":
             raise OSError("it ended at once")
-    except BaseException as error:
-        for fd in (ours, theirs):
-            if fd >= 0:
-                ownership.close(fd)
-        if not isinstance(error, OSError):
-            raise
-        raise WorkerStartError(
-            error.errno, f"the guard process could not be started: {error}"
-        ) from error
-    return ours
+    except BaseException:
+        for fd in opened:
+            ownership.close(fd)
+        raise
+    return ours, table
 
 
-def connection() -> tuple[int, int]:
+def connection() -> tuple[int, ...]:
     """A pair of connected sockets, above the standard descriptors."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with ours, theirs:
-        first = fcntl.fcntl(ours, fcntl.F_DUPFD_CLOEXEC, descriptors.FIRST_FREE_FD)
+        ours.setblocking(True)  # whatever socket.setdefaulttimeout was told: the guard shares it
+        theirs.setblocking(True)
+        return descriptors.lifted(ours.fileno(), theirs.fileno())
+
+
+def new_table() -> tuple[int, ...]:
+    """An empty file without a name, above the standard descriptors."""
+    if hasattr(os, "memfd_create"):
+        fd = os.memfd_create("forkwire", os.MFD_CLOEXEC)
         try:
-            return first, fcntl.fcntl(theirs, fcntl.F_DUPFD_CLOEXEC, descriptors.FIRST_FREE_FD)
-        except OSError:
-            os.close(first)
-            raise
+            return descriptors.lifted(fd)
+        finally:
+            os.close(fd)
+    with tempfile.TemporaryFile() as file:
+        return descriptors.lifted(file.fileno())
 
 
-def start(theirs: int) -> None:
-    number = 4 if theirs == 3 else 3  # another one, so that dup2 clears close-on-exec
-    arguments = [str(number), str(os.getpid())]
+def start(theirs: int, table: int) -> None:
+    # Other numbers than they have, so that dup2 clears close-on-exec.
+    numbers = [number for number in range(3, 7) if number not in (theirs, table)][:2]
+    arguments = [*map(str, numbers), str(os.getpid())]
     program = Path(guard_main.__file__)
     if not sys.executable or getattr(sys, "frozen", False) or not program.is_file():
-        fork_guard(theirs)
+        fork_guard(theirs, table)
         return
     # Not subprocess: a child that another thread forks meanwhile, and that lives on, would keep the
     # pipe that Popen waits for. The standard streams are not ours to keep open in the guard.
@@ -107,7 +146,7 @@ def start(theirs: int) -> None:
         ["sh", "-c", DETACH, "sh", sys.executable, "-I", "-S", str(program), *arguments],
         os.environ,
         file_actions=[
-            (os.POSIX_SPAWN_DUP2, theirs, number),
+            *((os.POSIX_SPAWN_DUP2, *pair) for pair in zip((theirs, table), numbers, strict=True)),
             *((os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in range(3)),
         ],
         setsigmask=guard_main.IGNORED,
@@ -118,69 +157,71 @@ def start(theirs: int) -> None:
             raise OSError(f"/bin/sh ended with status {os.waitstatus_to_exitcode(status)}")
 
 
-def fork_guard(theirs: int) -> None:
+def fork_guard(theirs: int, table: int) -> None:
     """Where there is no interpreter to execute (a frozen application): a fork of this one."""
     host = os.getpid()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, guard_main.IGNORED)
-    with ownership.kept_in_child(theirs):
+    plan = ownership.plan_fork((theirs, table))
+    try:
         child = os.fork()
-    if child:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(child, 0)
-        return
+        if child:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(child, 0)
+            return
+    finally:
+        ownership.end_fork()
     try:
         os.setsid()
+        plan.carry_out()
+        ownership.disown(theirs)
+        ownership.disown(table)
         if os.fork() == 0:
             null = os.open(os.devnull, os.O_RDWR)
             for fd in range(3):
                 os.dup2(null, fd)
-            os.closerange(3, theirs)
-            os.closerange(theirs + 1, os.sysconf("SC_OPEN_MAX"))
-            guard_main.watch(socket.socket(fileno=theirs), host)
+            guard_main.close_all_but(theirs, table)
+            guard_main.watch(theirs, table, host)
     finally:
         os._exit(0)
 
 
-def register(fd: int, pid: int, grace: float) -> None:
-    """Tell the guard at ``fd`` of worker ``pid``. Called in the worker itself."""
-    ancillary: list[tuple[int, int, array.array[int]]] = []
-    pidfd = guard_main.open_exit_fd(pid) if sys.platform == "linux" else -1
+def table_copy() -> int:
+    """A duplicate of the table's descriptor: that of a worker, which registers itself with it."""
+    return os.dup(_table)
+
+
+def reserve(worker: Guarded) -> int:
+    """A slot for a worker that is about to be forked, and registers itself."""
     try:
-        if pidfd >= 0:
-            ancillary.append((socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [pidfd])))
-        with socket.socket(fileno=os.dup(fd)) as connection:
-            connection.sendmsg([guard_main.RECORD.pack(pid, grace)], ancillary)
-    finally:
-        if pidfd >= 0:
-            os.close(pidfd)
+        slot = _free.pop()
+    except IndexError:
+        slot = next(_fresh)
+    _workers[slot] = worker
+    return slot
 
 
-def remember(pid: int, grace: float, copy: int) -> None:
-    """Worker ``pid`` has to be told to the next guard, should this one die.
-
-    ``copy``: where it registers itself. The next guard may be there already.
-    """
-    with _starting:
-        _registered[pid] = grace
-        if _fd >= 0 and guard_main.readable(copy) and not guard_main.readable(_fd):
-            with contextlib.suppress(OSError):
-                register(_fd, pid, grace)
+def register(table: int, slot: int, grace: float) -> None:
+    """Tell the guard of this process, a worker."""
+    guard_main.write(table, slot, os.getpid(), grace)
 
 
-def forget(pid: int) -> None:
-    """Worker ``pid`` was reaped."""
-    _registered.pop(pid, None)
+def forget(slot: int) -> None:
+    """The worker of ``slot`` has ended and its number is about to be free, or there was none."""
+    _workers.pop(slot, None)
+    with contextlib.suppress(OSError):  # somebody closed the table
+        guard_main.write(_table, slot, 0, 0.0)
+    _free.append(slot)
 
 
 def _after_fork_in_child() -> None:
-    """The guard, and the workers it was told of, are the parent's. ``_fd`` is a placeholder."""
-    global _fd, _starting
-    _registered.clear()
+    """The guard, and the workers it was told of, are the parent's."""
+    global _starting, _fresh
+    _workers.clear()
+    _free.clear()
+    _fresh = itertools.count()
     _starting = threading.Lock()
-    if _fd >= 0:
-        os.close(_fd)
-        _fd = -1
+    close_ours()
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

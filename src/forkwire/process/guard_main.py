@@ -1,30 +1,32 @@
 """The guard: a small process of its own that outlives its host by one grace.
 
-It is told of each worker by the worker itself, waits until the host is gone, however it went,
-then sends SIGTERM to the workers' process groups and, after the grace of each or when its leader
-has ended, SIGKILL. No thread or handler inside a worker could do that: a C call that keeps the
-interpreter's lock runs neither.
+It sleeps until the host is gone, however it went, then reads the table of workers, sends SIGTERM
+to the process group of each and, after its grace or when its leader has ended, SIGKILL. No thread
+or handler inside a worker could do that: a C call that keeps the interpreter's lock runs neither.
 
-Runs as ``python -I -S guard_main.py SOCKET HOST``: standard library only, nothing of this package.
+The table is an unlinked file. Each worker writes its own record before ``f`` runs, so that the
+guard has nothing to do as long as the host lives; the host clears it before it reaps the worker.
+
+Runs as ``python -I -S guard_main.py CONNECTION TABLE HOST`` (two descriptors and a pid): standard
+library only, nothing of this package.
 """
 
 from __future__ import annotations
 
-import array
 import contextlib
 import os
-import resource
 import select
 import signal
-import socket
 import struct
 import sys
 import time
 
-RECORD = struct.Struct("=id")  # the worker's pid, which leads its group, and its grace in seconds
-GROUP = 1 << 2  # PIDFD_SIGNAL_PROCESS_GROUP, Linux 6.9
+# A worker's pid, which leads its group (0: nobody); its grace in seconds; when it registered.
+RECORD = struct.Struct("=qdd")
 POLLED = 0.1  # seconds between looks at what has no descriptor
-LATE = 1.0  # seconds after the host's end in which a worker just forked may still register
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.01, 0.25  # seconds between looks at workers that were told to end
+
+_queues: list[object] = []  # kqueues close when they are dropped
 
 
 def open_exit_fd(pid: int) -> int:
@@ -57,219 +59,118 @@ def readable(fd: int, seconds: float = 0) -> bool:
     return bool(poll.poll(seconds * 1000))
 
 
-def signal_group(pidfd: int, number: int) -> bool:
-    """Signal the process group that ``pidfd`` leads or led, if any of it is left.
+def uptime() -> float:
+    """Seconds since the system started, the clock of `started`; 0 where that has none."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if sys.platform == "linux" else 0.0
 
-    False: the kernel, or this system, cannot signal a group so.
-    """
-    if pidfd < 0 or not hasattr(signal, "pidfd_send_signal"):
-        return False
+
+def status(pid: int) -> list[bytes]:
+    """What proc(5) says of process ``pid`` in ``stat``, after its name; [] if that is unknown."""
     try:
-        signal.pidfd_send_signal(pidfd, number, None, GROUP)
-    except ProcessLookupError:
-        pass
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()
     except OSError:
-        return False
-    return True
+        return []
 
 
-_queues: list[object] = []  # kqueues close when they are dropped
+def started(pid: int) -> float:
+    """The `uptime` at which process ``pid`` started; 0 if that is unknown."""
+    fields = status(pid)
+    return int(fields[19]) / os.sysconf("SC_CLK_TCK") if fields else 0.0
 
 
-class Group:
-    """One worker and its process group."""
+def has_ended(pid: int) -> bool:
+    """Whether ``pid`` is gone, or a zombie. Of the group that it led, others may be left."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass
+    return status(pid)[:1] in ([b"Z"], [b"X"])
 
-    def __init__(self, pid: int, grace: float, pidfd: int) -> None:
-        self.pid = pid
-        self.grace = grace
-        self.pidfd = pidfd
-        self.kill_at = 0.0
 
-    def ended(self) -> bool:
-        """Whether the leader is gone. Of the group, others may be left."""
-        if self.pidfd >= 0:
-            return readable(self.pidfd)
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return True
-        return False
+def write(table: int, slot: int, pid: int, grace: float) -> None:
+    """Make ``pid`` the worker of ``slot``; 0 for nobody."""
+    os.pwrite(table, RECORD.pack(pid, grace, uptime()), slot * RECORD.size)
 
-    def all_gone(self) -> bool:
-        """Whether nobody is left in the group, nor its leader's status."""
-        if self.pidfd >= 0:
-            try:
-                signal.pidfd_send_signal(self.pidfd, 0, None, GROUP)
-            except ProcessLookupError:
-                return True
-            except OSError:  # a kernel that cannot say: of the leader, then
-                return self.leader_reaped()
-            return False
-        try:
-            os.killpg(self.pid, 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:
+
+def read(table: int) -> dict[int, float]:
+    """The workers, and the grace of each.
+
+    A number that another process has got since is left out: a new process started after the
+    worker had registered.
+    """
+    data, size = b"", os.fstat(table).st_size
+    while len(data) < size and (more := os.pread(table, size - len(data), len(data))):
+        data += more
+    records = RECORD.iter_unpack(data[: len(data) // RECORD.size * RECORD.size])
+    return {pid: grace for pid, grace, since in records if pid and started(pid) <= since}
+
+
+def signal_group(pid: int, number: int) -> None:
+    """Signal the group of ``pid``, if any of it is left."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, number)
+
+
+def wait_for_end(host: int, connection: int) -> None:
+    """Return when ``host`` has ended; a zombie has. The host holds the other end."""
+    try:
+        host_fd = open_exit_fd(host)
+    except ProcessLookupError:
+        return
+    if host_fd >= 0:
+        while not readable(host_fd, 3600):
             pass
-        return False
-
-    def leader_reaped(self) -> bool:
-        try:
-            signal.pidfd_send_signal(self.pidfd, 0)
-        except ProcessLookupError:
-            return True
-        except OSError:
-            return self.ended()
-        return False
-
-    def send(self, number: int) -> None:
-        """Signal the group, by the pidfd where the kernel can: a pid may be another's by now."""
-        if not signal_group(self.pidfd, number):
-            with contextlib.suppress(OSError):
-                os.killpg(self.pid, number)
-
-    def close(self) -> None:
-        if self.pidfd >= 0:
-            os.close(self.pidfd)
+        return
+    while not has_ended(host) and not readable(connection, POLLED):
+        pass
 
 
-class Guard:
-    def __init__(self, registrations: socket.socket, host: int) -> None:
-        self.registrations = registrations
-        self.host = host
-        self.groups: dict[int, Group] = {}
-        self.deserted = False
-        self.poll = select.poll()
-        try:
-            self.host_fd = open_exit_fd(host)
-        except ProcessLookupError:
-            self.host_fd = -2
-        if self.host_fd >= 0:
-            self.poll.register(self.host_fd, select.POLLIN)
-        self.poll.register(registrations, select.POLLIN)
-
-    def host_ended(self) -> bool:
-        if self.host_fd >= 0:
-            return readable(self.host_fd)
-        if self.host_fd == -2 or self.deserted:
-            return True
-        try:
-            os.kill(self.host, 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:
-            pass
-        return False
-
-    def register(self) -> None:
-        """Read what workers have sent. One that is registered twice counts once."""
-        room = array.array("i").itemsize
-        while True:
-            try:
-                data, ancillary, _, _ = self.registrations.recvmsg(
-                    RECORD.size, socket.CMSG_SPACE(room), socket.MSG_DONTWAIT
-                )
-            except BlockingIOError:
-                return
-            except OSError:
-                data, ancillary = b"", []
-            if len(data) < RECORD.size:  # nobody is left who could register
-                self.deserted = True
-                with contextlib.suppress(KeyError):
-                    self.poll.unregister(self.registrations)
-                return
-            pidfd = -1
-            for level, kind, content in ancillary:
-                if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                    (pidfd,) = array.array("i", content[:room])
-            pid, grace = RECORD.unpack(data)
-            self.forget(pid)
-            self.groups[pid] = Group(pid, grace, pidfd)
-            if pidfd >= 0:
-                self.poll.register(pidfd, select.POLLIN)
-
-    def forget(self, pid: int) -> None:
-        group = self.groups.pop(pid, None)
-        if group is not None:
-            self.ignore(group)
-            group.close()
-
-    def ignore(self, group: Group) -> None:
-        """Its leader has ended: its descriptor would be readable for ever."""
-        with contextlib.suppress(KeyError, ValueError):
-            self.poll.unregister(group.pidfd)
-
-    def without_pidfd(self) -> bool:
-        return any(group.pidfd < 0 for group in self.groups.values())
-
-    def watch_host(self) -> None:
-        """Until the host ends. Workers that end before it are its own to reap."""
-        while True:
-            gone = []
-            for pid, group in self.groups.items():
-                if group.ended():
-                    self.ignore(group)
-                if group.all_gone():
-                    gone.append(pid)
-            if self.host_ended():  # looked at last: else init reaped them, and nobody the rest
-                break
-            for pid in gone:
-                self.forget(pid)
-            polled = self.host_fd == -1 or self.without_pidfd()
-            self.poll.poll(POLLED * 1000 if polled else None)
-            self.register()
-        if self.host_fd >= 0:
-            self.poll.unregister(self.host_fd)
-
-    def end_workers(self) -> None:
-        """The host is gone: SIGTERM, the grace, SIGKILL."""
-        late = time.monotonic() + LATE
-        told: set[int] = set()
-        while True:
-            self.register()
-            now = time.monotonic()
-            for pid, group in list(self.groups.items()):
-                if pid not in told:
-                    told.add(pid)
-                    group.kill_at = now + group.grace
-                    group.send(signal.SIGTERM)
-                if group.ended() or now >= group.kill_at:
-                    group.send(signal.SIGKILL)
-                    self.forget(pid)
-            if not self.groups and now >= late:
-                return
-            wake = min([group.kill_at for group in self.groups.values()], default=late)
-            if now < late:
-                wake = min(wake, late)
-            if self.without_pidfd():
-                wake = min(wake, now + POLLED)
-            self.poll.poll(max(0.0, wake - now) * 1000 + 1)
+def end_workers(workers: dict[int, float]) -> None:
+    """The host is gone: SIGTERM, the grace, SIGKILL."""
+    now = time.monotonic()
+    kill_at = {pid: now + grace for pid, grace in workers.items()}
+    for pid in kill_at:
+        signal_group(pid, signal.SIGTERM)
+    pause = SHORTEST_PAUSE
+    while kill_at:
+        for pid in [pid for pid, when in kill_at.items() if when <= now or has_ended(pid)]:
+            signal_group(pid, signal.SIGKILL)
+            del kill_at[pid]
+        time.sleep(max(0.0, min(pause, min(kill_at.values(), default=now) - now)))
+        pause = min(2 * pause, LONGEST_PAUSE)
+        now = time.monotonic()
 
 
 # The host blocks them until the guard has left its process group.
 IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE)
 
 
-def watch(registrations: socket.socket, host: int) -> None:
+def watch(connection: int, table: int, host: int) -> None:
     """Be the guard of ``host`` until its workers are gone."""
     for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, IGNORED)
-    with contextlib.suppress(OSError, ValueError):  # a descriptor for each worker
-        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     with contextlib.suppress(OSError):
         os.setsid()  # a terminal's hang-up and Ctrl-C are not for us
     os.chdir("/")
-    registrations.setblocking(True)
-    guard = Guard(registrations, host)
-    registrations.sendall(b"+")  # ready: the host waits for this byte
-    guard.watch_host()
-    guard.end_workers()
+    os.write(connection, b"+")  # ready: the host waits for this byte
+    wait_for_end(host, connection)
+    end_workers(read(table))
+
+
+def close_all_but(*kept: int) -> None:
+    """Leave no descriptor open but 0 to 2 and ``kept``."""
+    first = 3
+    for fd in sorted(kept):
+        os.closerange(first, fd)
+        first = fd + 1
+    os.closerange(first, os.sysconf("SC_OPEN_MAX"))
 
 
 if __name__ == "__main__":
-    connection = int(sys.argv[1])
-    os.closerange(3, connection)
-    os.closerange(connection + 1, os.sysconf("SC_OPEN_MAX"))
-    watch(socket.socket(fileno=connection), int(sys.argv[2]))
+    numbers = [int(argument) for argument in sys.argv[1:]]
+    close_all_but(*numbers[:2])
+    watch(*numbers)

@@ -114,6 +114,13 @@ def trio_context() -> Any:
     return getattr(module, "GLOBAL_RUN_CONTEXT", None)
 
 
+class Asleep:
+    """Stands in for the sockets that wake a trio run, and would fail to."""
+
+    def wakeup_thread_and_signal_safe(self) -> None:
+        """Do nothing: there is nobody to wake."""
+
+
 def forget_running_loop() -> None:
     """In the child: no loop is running in this thread, and no library thinks that one is."""
     loop = asyncio._get_running_loop()
@@ -125,6 +132,9 @@ def forget_running_loop() -> None:
     asyncio.set_event_loop(None)  # also where asyncio has seen by the pid that none is running
     context = trio_context()
     if context is not None:
+        runner = getattr(context, "runner", None)
+        if runner is not None:
+            runner.entry_queue.wakeup = Asleep()
         context.__dict__.clear()
     sniffio: Any = sys.modules.get("sniffio")
     if sniffio is not None:

@@ -12,19 +12,19 @@ deadlock. Instead forks are counted, and what was made while one was going on is
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["close", "kept_in_child", "make_owned", "overlay", "own"]
+__all__ = ["Plan", "close", "disown", "end_fork", "make_owned", "overlay", "own", "plan_fork"]
 
-_owned: set[tuple[int, int]] = set()  # with its inode: the number may be another's by now
-_kept: dict[int, frozenset[int]] = {}  # a thread that forks: what its child keeps
+_owned: dict[int, int] = {}  # with its inode: the number may be another's by now
+_planning: set[int] = set()  # threads whose fork goes by a `Plan`
 _forking: set[int] = set()  # threads
 _fork_numbers = itertools.count(1)
 _last_fork = 0
@@ -35,45 +35,92 @@ PATIENCE: Final = 1.0  # seconds
 
 def own(fd: int) -> None:
     """``fd`` belongs to this process alone."""
-    _owned.add((fd, os.fstat(fd).st_ino))
+    _owned[fd] = os.fstat(fd).st_ino
 
 
-def make_owned(make: Callable[[], tuple[int, int]]) -> tuple[int, int]:
-    """Two descriptors from ``make``, owned from the first moment."""
+def disown(fd: int) -> None:
+    """The owner of ``fd`` sees to it in every child by itself."""
+    _owned.pop(fd, None)
+
+
+def make_owned(make: Callable[[], tuple[int, ...]]) -> tuple[int, ...]:
+    """Descriptors from ``make``, owned from the first moment."""
     deadline = time.monotonic() + PATIENCE
     while True:
         last, quiet = _last_fork, not _forking
-        ends = make()
-        for fd in ends:
+        fds = make()
+        for fd in fds:
             own(fd)
         if (quiet and last == _last_fork) or time.monotonic() > deadline:
-            return ends
-        for fd in ends:  # the child of another thread's fork may have them too
+            return fds
+        for fd in fds:  # the child of another thread's fork may have them too
             close(fd)
         time.sleep(0)
 
 
 def close(fd: int) -> None:
     """Close an owned ``fd``. Owned until it is closed, so that no child gets it in between."""
-    entry = (fd, os.fstat(fd).st_ino)
+    inode = _owned.get(fd)
     try:
         os.close(fd)
     finally:
-        _owned.discard(entry)
+        if inode is not None and _owned.get(fd) == inode:
+            _owned.pop(fd, None)
 
 
-@contextlib.contextmanager
-def kept_in_child(*fds: int) -> Iterator[None]:
-    """A child that this thread forks now keeps ``fds``, though they are owned."""
-    _kept[threading.get_ident()] = frozenset(fds)
-    try:
-        yield
-    finally:
-        _kept.pop(threading.get_ident(), None)
+@dataclass(slots=True)
+class Plan:
+    """What becomes of descriptors in a child, decided before the fork: it costs less there."""
+
+    kept: dict[int, int]
+    closed: Iterable[int]
+    covered: list[int]
+    silenced: Iterable[int]
+
+    def carry_out(self) -> None:
+        """In the child. Raises :exc:`OSError`."""
+        _owned.clear()
+        _owned.update(self.kept)
+        for fd in self.closed:
+            os.close(fd)
+        overlay(self.covered)
+        overlay(self.silenced, os.O_RDWR)
 
 
-def overlay(fds: Iterable[int]) -> None:
-    """Put a descriptor that refuses reading and writing (EBADF) over each of ``fds``.
+def plan_fork(
+    kept: Iterable[int], closed: Iterable[int] = (), silenced: Iterable[int] = ()
+) -> Plan:
+    """Begin a fork of this thread, whose child carries out what this answers; then `end_fork`.
+
+    ``kept``: owned descriptors that the child owns then. ``closed``: those that no inherited
+    object will ever touch. ``silenced``: others, that swallow what is written to them. All else
+    that is owned is covered.
+    """
+    thread = threading.get_ident()
+    _begin_fork(thread)
+    _planning.add(thread)
+    mine = {fd: _owned[fd] for fd in kept}
+    covered = [
+        fd
+        for fd, inode in list(_owned.items())
+        if fd not in mine and fd not in closed and is_still_owned(fd, inode)
+    ]
+    return Plan(mine, closed, covered, silenced)
+
+
+def end_fork() -> None:
+    """In the parent: the fork that `plan_fork` began is over."""
+    thread = threading.get_ident()
+    _planning.discard(thread)
+    _forking.discard(thread)
+
+
+# What refuses to be read and written, with EBADF.
+DEAD: Final = os.O_PATH if sys.platform == "linux" else os.O_WRONLY
+
+
+def overlay(fds: Iterable[int], how: int = DEAD) -> None:
+    """Put a descriptor of /dev/null, opened as ``how`` says, over each of ``fds``.
 
     The file behind each is released, its number stays in use.
     """
@@ -81,7 +128,7 @@ def overlay(fds: Iterable[int]) -> None:
     if not rest:
         return
     os.close(rest[0])  # so that there is room where the table is full
-    placeholder = os.open(os.devnull, os.O_PATH if sys.platform == "linux" else os.O_WRONLY)
+    placeholder = os.open(os.devnull, how)
     for fd in rest:
         if fd != placeholder:
             os.dup2(placeholder, fd, inheritable=False)
@@ -96,24 +143,34 @@ def is_still_owned(fd: int, inode: int) -> bool:
         return False
 
 
-def _before_fork() -> None:
+def _begin_fork(thread: int) -> None:
     global _last_fork
-    _forking.add(threading.get_ident())
+    _forking.add(thread)
     _last_fork = next(_fork_numbers)
 
 
+def _before_fork() -> None:
+    thread = threading.get_ident()
+    if thread not in _planning:
+        _begin_fork(thread)
+
+
 def _after_fork_in_parent() -> None:
-    _forking.discard(threading.get_ident())
+    thread = threading.get_ident()
+    if thread not in _planning:
+        _forking.discard(thread)
 
 
 def _after_fork_in_child() -> None:
     _forking.clear()  # no other thread is here
-    kept = _kept.get(threading.get_ident(), frozenset())
+    if threading.get_ident() in _planning:
+        _planning.clear()
+        return
+    _planning.clear()
     try:
-        overlay(fd for fd, inode in _owned if fd not in kept and is_still_owned(fd, inode))
+        overlay(fd for fd, inode in _owned.items() if is_still_owned(fd, inode))
     finally:
         _owned.clear()
-        _kept.clear()
 
 
 os.register_at_fork(

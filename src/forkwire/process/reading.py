@@ -35,10 +35,12 @@ class Source:
     A loop holds this object, never the handle, so that a dropped handle is noticed.
     """
 
-    def __init__(self, fd: int, max_message_size: int) -> None:
+    def __init__(
+        self, fd: int, max_message_size: int, *, pollable: bool, backend: Backend | None = None
+    ) -> None:
         self.fd = fd
         self.decoder: Final = Decoder(max_message_size)
-        self.pollable: Final = descriptors.is_pollable(fd)
+        self.pollable: Final = pollable
         self.closed = False
         self.grown = False
         self._patience: Final = Patience()
@@ -49,7 +51,7 @@ class Source:
         self._came: bytes | int | None = None  # what the decoder does not know of yet
         self._more = False  # the last read took all that it could: there may be more
         self._unsuspended = 0
-        self._backend: Backend | None = None
+        self._backend = backend
         self._stop_watching: Stop | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._ready: Callable[[], bool] = self.decoder.message_ready

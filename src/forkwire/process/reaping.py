@@ -25,6 +25,8 @@ __all__ = ["STATUS_LOST", "Child"]
 # What asyncio and subprocess use too, when somebody else has taken the status.
 STATUS_LOST: Final = 255
 
+GROUP: Final = 1 << 2  # PIDFD_SIGNAL_PROCESS_GROUP, Linux 6.9
+
 
 class Child:
     """A child process that leads a group. A loop may hold this; it knows no handle.
@@ -32,27 +34,37 @@ class Child:
     ``returncode``: as in :mod:`subprocess`; None until the child was reaped.
     """
 
-    def __init__(self, pid: int, grace: float) -> None:
-        self.pid: Final = pid
+    def __init__(self, grace: float) -> None:
+        self.pid = 0
         self.grace: Final = grace
+        self.slot: Final = guard.reserve(self)
         self.returncode: int | None = None
         self.rusage: resource.struct_rusage | None = None
         self.status_lost = False
         self.abandoned = False
+        self.leftovers: object = None  # of the start, to be dropped once there is time
         self._lock = threading.RLock()  # a finaliser may come in between
         self._collecting = False
         self._at_end: list[Callable[[], None]] = []
         self._backend: Backend | None = None
         self._stop: Stop | None = None
-        self._pidfd = -1
+        self._exit_fd = -1
+
+    def born(self, pid: int) -> None:
+        """It was forked. Raises :exc:`OSError` where it cannot be watched; then `reap_now` it."""
+        self.pid = pid
         try:
-            if hasattr(os, "pidfd_open"):
-                self._pidfd = guard_main.open_exit_fd(pid)
+            os.setpgid(pid, pid)
+        except OSError:  # it did so itself, or has ended
+            pass
+        try:
+            self._exit_fd = guard_main.open_exit_fd(pid) if hasattr(os, "pidfd_open") else -1
         except ProcessLookupError:  # SIGCHLD is ignored, and it is gone already: nobody reaps it
             self.status_lost, self.returncode = True, STATUS_LOST
-            guard.forget(pid)
+            guard.forget(self.slot)
             return
-        self._exit_fd = self._pidfd if self._pidfd >= 0 else waited_for_in_a_thread(pid)
+        if self._exit_fd < 0:
+            self._exit_fd = waited_for_in_a_thread(pid)
         ownership.own(self._exit_fd)
 
     def watch(self, backend: Backend) -> None:
@@ -60,6 +72,20 @@ class Child:
         if self.returncode is None and (self._backend is None or not self._backend.is_running()):
             self._backend = backend
             self._stop = backend.watch(self._exit_fd, self._on_exit)
+
+    def watch_somehow(self, backend: Backend) -> None:
+        """`watch`; where the loop has no room for it, a thread waits."""
+        self.leftovers = None
+        try:
+            self.watch(backend)
+        except RuntimeError:  # the loop is about to end: whoever looks at it reaps
+            pass
+        except OSError:
+            wait = threading.Thread(
+                target=self.reap_now, name=f"forkwire: wait for {self.pid}", daemon=True
+            )
+            with contextlib.suppress(RuntimeError):  # no thread either
+                wait.start()
 
     @contextlib.contextmanager
     def watched(self, backend: Backend) -> Iterator[None]:
@@ -97,9 +123,8 @@ class Child:
     def signal_group(self, number: int) -> None:
         """Signal the child and its descendants in its group; nothing once it is reaped."""
         with self._lock:
-            if self.returncode is None:
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.killpg(self.pid, number)
+            if self.returncode is None and self.pid:
+                guard_main.signal_group(self.pid, number)
 
     def _on_exit(self) -> None:
         self.reap()
@@ -114,7 +139,6 @@ class Child:
             if self._collecting or not self._collect():
                 return False
             callbacks, self._at_end = self._at_end, []
-        guard.forget(self.pid)
         try:
             for callback in callbacks:
                 callback()
@@ -123,7 +147,11 @@ class Child:
         return True
 
     def reap_now(self) -> None:
-        """Block until it has ended, which somebody saw to, and reap it."""
+        """Block until it has ended, which somebody saw to, and reap it, if ever it was born."""
+        if not self.pid:
+            self.returncode, self.status_lost = STATUS_LOST, True
+            guard.forget(self.slot)
+            return
         with contextlib.suppress(ChildProcessError):
             os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
         self.reap()
@@ -135,12 +163,13 @@ class Child:
             if os.waitid(os.P_PID, self.pid, options) is None:
                 return False
             # Ended, and its number still its own: the last moment to reach the rest of the group.
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.pid, signal.SIGKILL)
+            guard_main.signal_group(self.pid, signal.SIGKILL)
+            guard.forget(self.slot)
             _, status, self.rusage = os.wait4(self.pid, 0)
             self.returncode = os.waitstatus_to_exitcode(status)
         except ChildProcessError:
-            guard_main.signal_group(self._pidfd, signal.SIGKILL)
+            kill_rest(self._exit_fd)
+            guard.forget(self.slot)
             self.status_lost = True
             self.returncode = STATUS_LOST
         finally:
@@ -149,6 +178,8 @@ class Child:
 
     def _release(self) -> None:
         fd = self._exit_fd
+        if fd < 0:
+            return
 
         def release() -> None:
             ownership.close(fd)
@@ -191,6 +222,13 @@ class Child:
         if self.returncode < 0:
             return f"was ended by {signal_name(-self.returncode)}"
         return f"ended with exit status {self.returncode}"
+
+
+def kill_rest(pidfd: int) -> None:
+    """Kill what is left of the group of a child that somebody else has reaped, where one can."""
+    if hasattr(signal, "pidfd_send_signal"):
+        with contextlib.suppress(OSError):  # none is left, an old kernel, or it is no pidfd
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL, None, GROUP)
 
 
 def waited_for_in_a_thread(pid: int) -> int:

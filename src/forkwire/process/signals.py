@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import importlib
 import signal
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-__all__ = ["ALL_SIGNALS", "getsignal", "pthread_sigmask", "set_handler"]
+__all__ = ["ALL_SIGNALS", "SIG_DFL", "SIG_IGN", "handled", "pthread_sigmask", "set_handler"]
 
 ALL_SIGNALS: Final = frozenset(int(number) for number in signal.valid_signals())
 
 _raw: Any = importlib.import_module("_signal")
+
+SIG_DFL: Final[int] = _raw.SIG_DFL
+SIG_IGN: Final[int] = _raw.SIG_IGN
 
 
 def pthread_sigmask(how: int, mask: Iterable[int]) -> frozenset[int]:
@@ -23,11 +26,12 @@ def pthread_sigmask(how: int, mask: Iterable[int]) -> frozenset[int]:
     return frozenset(_raw.pthread_sigmask(how, mask))
 
 
-def getsignal(number: int) -> Any:
-    """A handler, a number (SIG_DFL, SIG_IGN), or None for one that Python did not install."""
-    return _raw.getsignal(number)
+def handled() -> list[int]:
+    """The signals that have a handler in Python."""
+    getsignal = _raw.getsignal
+    return [number for number in ALL_SIGNALS if callable(getsignal(number))]
 
 
-def set_handler(number: int, handler: int) -> None:
-    """Set SIG_DFL or SIG_IGN."""
-    _raw.signal(number, int(handler))
+def set_handler(number: int, handler: int | Callable[[int, Any], None]) -> None:
+    """Set this module's SIG_DFL or SIG_IGN, or a function. In the main thread."""
+    _raw.signal(number, handler)

@@ -27,7 +27,7 @@ FAIR_TURNS: Final = 32
 sched_yield: Callable[[], None] = getattr(os, "sched_yield", lambda: None)
 
 _wake_on_signals = False
-_wakeup: tuple[int, int] | None = None
+_wakeup: tuple[int, ...] = ()
 
 
 class Patience:
@@ -77,7 +77,7 @@ def wake_on_signals() -> None:
 def forget_wakeup() -> None:
     """In a child: what was set up for signals was its host's."""
     global _wake_on_signals, _wakeup
-    _wake_on_signals, _wakeup = False, None
+    _wake_on_signals, _wakeup = False, ()
 
 
 def wait_blocking(fd: int, events: int) -> None:
@@ -102,8 +102,8 @@ def wait_blocking(fd: int, events: int) -> None:
         os.read(heard, 4096)
 
 
-def wakeup_pipe() -> tuple[int, int]:
+def wakeup_pipe() -> tuple[int, ...]:
     global _wakeup
-    if _wakeup is None:
+    if not _wakeup:
         _wakeup = ownership.make_owned(make_pipe)
     return _wakeup

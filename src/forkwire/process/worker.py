@@ -17,9 +17,10 @@ import anyio.lowlevel
 
 from ..errors import ForkUnavailableError, UsageError, WorkerDied, WorkerStartError
 from ..wire.framing import MAX_PAYLOAD_SIZE
+from . import signals
 from .backend import Backend, BackendName, current_backend
 from .channels import InputChannel, OutputChannel
-from .fork import Forked, Options, fork_worker, ready_to_fork, undo
+from .fork import Options, fork_worker, get_ready, open_ends, prepare
 from .reaping import Child
 from .stderr import StderrRelay
 
@@ -73,14 +74,24 @@ async def run(
     await anyio.lowlevel.checkpoint()
     here = current_backend()
     options = Options(backend or here.name, grace, max_message_size, close_fds, capture_stderr)
+    get_ready()
     worker = None
+    mask = signals.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
-        with ready_to_fork() as mask:
-            worker = ProcessWorker(fork_worker(f, arg, options, mask), options, here)
-    except BaseException:  # of a signal handler, perhaps, that ran when all was done
+        try:
+            signals.pthread_sigmask(signal.SIG_BLOCK, signals.ALL_SIGNALS)
+            worker = ProcessWorker(options, here)
+            worker._start(f, arg, options, here, mask)
+        finally:
+            signals.pthread_sigmask(signal.SIG_SETMASK, mask)  # a handler may raise here
+    except BaseException as error:
         if worker is not None:
             worker._discard()
-        raise
+        if not isinstance(error, OSError) or isinstance(error, WorkerStartError):
+            raise
+        raise WorkerStartError(
+            error.errno, f"a worker could not be started: {error.strerror}"
+        ) from error
     return worker
 
 
@@ -90,30 +101,33 @@ class ProcessWorker:
     An async context manager: leaving it closes the worker as :meth:`aclose` does.
     """
 
-    def __init__(self, forked: Forked, options: Options, backend: Backend) -> None:
+    def __init__(self, options: Options, backend: Backend) -> None:
         self._pid = os.getpid()
+        self._ends = ends = open_ends(options.capture_stderr)
+        self._child = Child(options.grace)
+        self._input = InputChannel._of_pipe(ends.input, options.max_message_size, backend)
+        self._output = OutputChannel._of_pipe(ends.output, backend)
+        self._stderr = StderrRelay(ends.stderr) if ends.stderr >= 0 else None
+
+    def _start(
+        self,
+        f: Callable[[InputChannel, OutputChannel, T], Awaitable[object] | object],
+        arg: T,
+        options: Options,
+        backend: Backend,
+        mask: frozenset[int],
+    ) -> None:
+        """Fork, and have ``backend`` watch. Raises :exc:`OSError`; then `_discard` it."""
+        birth = prepare(f, arg, options, self._ends, self._child.slot, mask)
         try:
-            self._child = Child(forked.pid, options.grace)
-        except BaseException as error:  # no descriptor, or no thread, was left to watch it with
-            undo(forked)
-            if not isinstance(error, OSError):
-                raise
-            raise WorkerStartError(
-                error.errno, f"a worker could not be watched: {error.strerror}"
-            ) from error
-        self._input = InputChannel._wrap(forked.input_fd, options.max_message_size, owned=True)
-        self._output = OutputChannel._wrap(forked.output_fd, owned=True)
-        self._stderr = StderrRelay(forked.stderr_fd) if forked.stderr_fd >= 0 else None
-        try:
-            if self._stderr is not None:
-                self._child.when_ended(self._stderr.finish)
-                self._stderr.watch(backend)
-            self._child.watch(backend)
-        except OSError as error:  # the loop has no room for it
-            self._discard()
-            raise WorkerStartError(
-                error.errno, f"a worker could not be watched: {error.strerror}"
-            ) from error
+            self._child.born(fork_worker(birth, self._ends))
+            self._child.leftovers = birth.input, birth.output
+        finally:
+            self._ends.close_theirs()
+        if self._stderr is not None:
+            self._child.when_ended(self._stderr.finish)
+            self._stderr.watch(backend)
+        backend.run_later(self._child.watch_somehow)
 
     @property
     def pid(self) -> int:
@@ -212,10 +226,13 @@ class ProcessWorker:
 
     def _discard(self) -> None:
         """End it at once: nobody has seen it yet."""
+        self._ends.close_theirs()
         self._input.close()
         self._output.close()
         self.kill()
         self._child.reap_now()
+        if self._stderr is not None:
+            self._stderr.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -249,6 +266,8 @@ class ProcessWorker:
 
 def check_function(f: object) -> None:
     """Refuse what can never be run, before anything is forked."""
+    if isinstance(f, FunctionType) and is_plainly_right(f):
+        return
     if inspect.iscoroutine(f):
         name = f.__qualname__
         f.close()
@@ -266,8 +285,6 @@ def check_function(f: object) -> None:
             f"{name_of(f)} has a yield, so calling it would run nothing: write messages "
             "with write_message instead"
         )
-    if isinstance(f, FunctionType) and takes_three(f):
-        return
     try:
         signature = inspect.signature(f)
     except (TypeError, ValueError):  # a builtin that does not say
@@ -280,10 +297,15 @@ def check_function(f: object) -> None:
         ) from None
 
 
-def takes_three(f: FunctionType) -> bool:
-    """Plainly so, which spares the look at its signature."""
+def is_plainly_right(f: FunctionType) -> bool:
+    """A function of three arguments without a yield, which spares a closer look."""
     code = f.__code__
-    return code.co_argcount == 3 and code.co_kwonlyargcount == 0 and "__wrapped__" not in f.__dict__
+    return (
+        code.co_argcount == 3
+        and code.co_kwonlyargcount == 0
+        and not code.co_flags & (inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR)
+        and "__wrapped__" not in f.__dict__
+    )
 
 
 def name_of(f: object) -> str:

@@ -34,9 +34,11 @@ Parts = Sequence[bytes | memoryview]
 class Sink:
     """A descriptor that is written. The public handle is ``OutputChannel``, which owns this."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(
+        self, fd: int, *, pollable: bool, backend: Backend | None = None
+    ) -> None:
         self.fd = fd
-        self.pollable: Final = descriptors.is_pollable(fd)
+        self.pollable: Final = pollable
         self.closing = self.closed = False
         self.grown = False
         self._taken = False  # a writer, or the background, has the turn
@@ -49,7 +51,7 @@ class Sink:
         self._thread = 0  # whose turn that is
         self._patience: Final = Patience()
         self._unsuspended = 0
-        self._backend: Backend | None = None
+        self._backend = backend
 
     # -- with an event loop -------------------------------------------------------------------
 

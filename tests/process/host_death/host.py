@@ -235,7 +235,7 @@ def kill_guard() -> int:
         words = []
         with contextlib.suppress(OSError):  # it has ended
             words = entry.read_bytes().split(b"\0")
-        if words[-2:-1] == [host] and b"guard_main" in words[-4]:
+        if words[-2:-1] == [host] and b"guard_main" in words[-5]:
             pid = int(entry.parent.name)
             os.kill(pid, signal.SIGKILL)
             return pid

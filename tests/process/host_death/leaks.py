@@ -154,7 +154,7 @@ async def measure() -> dict[str, int]:
         "memory": status("VmRSS"),
         "objects": len(gc.get_objects()),
         "owned": len(ownership._owned),
-        "registered": len(guard._registered),
+        "registered": len(guard._workers),
     }
 
 
