@@ -259,6 +259,7 @@ async def test_a_waiting_writer_that_is_cancelled_is_withdrawn(
 
 async def test_a_writer_cancelled_as_it_gets_its_turn_passes_it_on(start: Start) -> None:
     """The turn is not lost between the one that gives it and the one that takes it."""
+    stream = b""
     with writing() as (out, fd):
         async with anyio.create_task_group() as group:
             begin = functools.partial(start, group, write_message, out)

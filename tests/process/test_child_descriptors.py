@@ -247,6 +247,7 @@ async def test_the_hosts_loop_goes_on_undisturbed() -> None:
     os.close(write_end)
 
 
+@pytest.mark.filterwarnings("ignore:Async generator:ResourceWarning")  # trio's own
 @pytest.mark.parametrize("backend", ["asyncio", "uvloop", "trio"])
 async def test_the_hosts_loop_may_be_told_things_in_the_child(backend: Any) -> None:
     """An inherited async generator is dropped there: its finaliser wakes a loop that is no more."""

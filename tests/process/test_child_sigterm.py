@@ -27,7 +27,7 @@ from forkwire import (
 from forkwire.process import child
 from forkwire.process.backend import BackendName
 
-from .test_run_support import HOSTS, received, run_in
+from .test_run_support import HOSTS, received, run_in, until_asleep
 
 pytestmark = pytest.mark.filterwarnings("ignore::forkwire.ForkThreadsWarning")
 
@@ -345,6 +345,7 @@ def test_a_second_sigterm_changes_nothing(kind: Any, thread: bool) -> None:
         f: F = clean_up_slowly if kind == "plain" else clean_up_slowly_async
         async with await run(f, None, backend=None if kind == "plain" else kind) as worker:
             assert await received(worker) == b"ready"
+            await until_asleep(worker.pid)
             worker.terminate()
             assert await received(worker) == b"cleaning"
             for _ in range(10):

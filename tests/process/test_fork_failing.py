@@ -67,10 +67,11 @@ async def test_a_worker_that_cannot_be_watched(monkeypatch: pytest.MonkeyPatch) 
         assert caught.value.errno == errno.ENOSPC
         del caught
         worker = await run(say, b"works")
-        assert await received(worker) == b"works"
+        await anyio.wait_all_tasks_blocked()
     with anyio.fail_after(20):
         while not all(map(is_gone, pids)):
             await anyio.sleep(0.001)
+    assert await received(worker) == b"works"
     await worker.aclose()
     assert worker.returncode == 0
     await works()

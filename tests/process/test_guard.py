@@ -25,6 +25,7 @@ PROGRAM: Final = Path(guard_main.__file__)
 PATIENCE: Final = 20.0  # seconds, on a loaded machine
 NEVER_A_PID: Final = 2**22 + 1  # above what /proc/sys/kernel/pid_max may be
 
+AWAKE = "echo ready; while true; do sleep 0.01; done"
 MEEK = "trap 'echo cancelled; exit' TERM; echo ready; sleep 1000 & wait"
 DEAF = "trap '' TERM; echo ready; sleep 1000 & wait"
 LEAVES_A_DEAF_CHILD = """
@@ -128,6 +129,13 @@ def guarded(request: pytest.FixtureRequest) -> Iterator[Guarded]:
 def test_sigterm_comes_first(guarded: Guarded) -> None:
     """A group that ends on SIGTERM does so by itself."""
     group = guarded.group(MEEK, grace=PATIENCE)
+    guarded.kill_host()
+    assert group.last_words(within=PATIENCE / 2) == b"cancelled\n"
+
+
+def test_sigterm_comes_twice(guarded: Guarded) -> None:
+    """A program that missed one, since it was just about to wait, is interrupted by another."""
+    group = guarded.group("trap 'trap \"echo cancelled; exit\" TERM' TERM; " + AWAKE, PATIENCE)
     guarded.kill_host()
     assert group.last_words(within=PATIENCE / 2) == b"cancelled\n"
 
@@ -239,6 +247,7 @@ def test_end_of_the_connection_is_not_the_end_of_the_host(guarded: Guarded) -> N
 
 def test_guard_does_nothing_while_its_host_lives(guarded: Guarded) -> None:
     """Workers come and go: it sleeps."""
+
     def fields() -> dict[str, str]:
         text = Path(f"/proc/{guarded.guard.pid}/status").read_text()
         return dict(line.split(":", 1) for line in text.splitlines())

@@ -28,7 +28,7 @@ from forkwire import (
     sync,
     write_message,
 )
-from forkwire.process import guard
+from forkwire.process import guard, guard_main
 
 pytestmark = [
     pytest.mark.anyio,
@@ -228,11 +228,11 @@ async def test_host_that_closes_every_descriptor() -> None:
         os.close(other)
         await check_echo()
         assert not set(numbers) & {guard._connection, guard._table}
-        assert worker.pid in guard.guard_main.read(guard._table)
+        assert worker.pid in guard_main.read(guard._table)
         for number in numbers:
             os.close(number)
     assert worker.returncode == 0
-    assert guard.guard_main.read(guard._table) == {}
+    assert guard_main.read(guard._table) == {}
 
 
 @pytest.mark.usefixtures("no_guard")

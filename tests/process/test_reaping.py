@@ -514,7 +514,7 @@ def test_fork_while_a_waiting_thread_gets_its_pipe(monkeypatch: pytest.MonkeyPat
     thread = threading.Thread(target=lambda: forked.append(fork_for_a_while()))
     make_pipe = descriptors.make_pipe
 
-    def make_pipe_and_be_forked() -> tuple[int, int]:
+    def make_pipe_and_be_forked() -> tuple[int, ...]:
         ends = make_pipe()
         if thread.ident is None:
             thread.start()

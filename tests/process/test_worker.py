@@ -348,6 +348,24 @@ async def test_nothing_is_left_open() -> None:
     assert (open_files(), owned()) == before
 
 
+async def test_closing_sends_sigterm_twice() -> None:
+    """A worker that missed one, since it was just about to wait, is interrupted by another."""
+
+    def f(inp: InputChannel, out: OutputChannel, arg: object) -> None:
+        signals: list[int] = []
+        signal.signal(signal.SIGTERM, lambda number, frame: signals.append(number))
+        sync.write_message(out, b"deaf")
+        while len(signals) < 2:
+            time.sleep(0.001)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGTERM)
+
+    with anyio.fail_after(20):
+        async with await run(f, None, grace=0.5) as worker:
+            assert await received(worker) == b"deaf"
+    assert worker.returncode == -signal.SIGTERM
+
+
 def test_a_handle_may_move_to_another_loop() -> None:
     """Started in one ``anyio.run``, used and closed in the next."""
 

@@ -57,7 +57,7 @@ _needed_nonblocking: set[int] = set()  # the channels' own; some may be duplicat
 def flush_standard_streams() -> None:
     """Python's, and those of the C library: so that what is buffered is printed, and once."""
     for stream in (sys.stdout, sys.stderr):
-        try:
+        try:  # noqa: SIM105  just before a fork: see `fork`
             stream.flush()
         except (AttributeError, ValueError, OSError):  # None, closed, or broken
             pass

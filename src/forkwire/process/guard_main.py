@@ -14,6 +14,7 @@ library only, nothing of this package.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 import signal
@@ -24,6 +25,9 @@ import time
 # A worker's pid, which leads its group (0: nobody); its grace in seconds; when it registered.
 RECORD = struct.Struct("=qdd")
 POLLED = 0.1  # seconds between looks at what has no descriptor
+# Python handles a signal that comes just before a blocking call only after it, unless another one
+# interrupts that: so SIGTERM is sent twice. This many seconds lie in between.
+AGAIN = 0.1
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.01, 0.25  # seconds between looks at workers that were told to end
 
 _queues: list[object] = []  # kqueues close when they are dropped
@@ -131,11 +135,16 @@ def wait_for_end(host: int, connection: int) -> None:
 def end_workers(workers: dict[int, float]) -> None:
     """The host is gone: SIGTERM, the grace, SIGKILL."""
     now = time.monotonic()
+    again = now + AGAIN
     kill_at = {pid: now + grace for pid, grace in workers.items()}
     for pid in kill_at:
         signal_group(pid, signal.SIGTERM)
     pause = SHORTEST_PAUSE
     while kill_at:
+        if again <= now:
+            again = math.inf
+            for pid in kill_at:
+                signal_group(pid, signal.SIGTERM)
         for pid in [pid for pid, when in kill_at.items() if when <= now or has_ended(pid)]:
             signal_group(pid, signal.SIGKILL)
             del kill_at[pid]

@@ -17,13 +17,14 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 __all__ = ["Plan", "close", "disown", "end_fork", "make_owned", "overlay", "own", "plan_fork"]
 
-_owned: dict[int, int] = {}  # with its inode: the number may be another's by now
+# With its inode: the number may be another's by now. No two entries are the same object.
+_owned: dict[int, tuple[int]] = {}
 _planning: set[int] = set()  # threads whose fork goes by a `Plan`
 _forking: set[int] = set()  # threads
 _fork_numbers = itertools.count(1)
@@ -35,7 +36,7 @@ PATIENCE: Final = 1.0  # seconds
 
 def own(fd: int) -> None:
     """``fd`` belongs to this process alone."""
-    _owned[fd] = os.fstat(fd).st_ino
+    _owned[fd] = (os.fstat(fd).st_ino,)
 
 
 def disown(fd: int) -> None:
@@ -60,19 +61,19 @@ def make_owned(make: Callable[[], tuple[int, ...]]) -> tuple[int, ...]:
 
 def close(fd: int) -> None:
     """Close an owned ``fd``. Owned until it is closed, so that no child gets it in between."""
-    inode = _owned.get(fd)
+    entry = _owned.get(fd)
     try:
         os.close(fd)
     finally:
-        if inode is not None and _owned.get(fd) == inode:
-            _owned.pop(fd, None)
+        if entry is not None and _owned.get(fd) is entry:  # else another thread has got it
+            del _owned[fd]
 
 
 @dataclass(slots=True)
 class Plan:
     """What becomes of descriptors in a child, decided before the fork: it costs less there."""
 
-    kept: dict[int, int]
+    kept: Iterable[int]
     closed: Iterable[int]
     covered: list[int]
     silenced: Iterable[int]
@@ -80,7 +81,8 @@ class Plan:
     def carry_out(self) -> None:
         """In the child. Raises :exc:`OSError`."""
         _owned.clear()
-        _owned.update(self.kept)
+        for fd in self.kept:
+            own(fd)
         for fd in self.closed:
             os.close(fd)
         overlay(self.covered)
@@ -88,7 +90,7 @@ class Plan:
 
 
 def plan_fork(
-    kept: Iterable[int], closed: Iterable[int] = (), silenced: Iterable[int] = ()
+    kept: Sequence[int], closed: Sequence[int] = (), silenced: Iterable[int] = ()
 ) -> Plan:
     """Begin a fork of this thread, whose child carries out what this answers; then `end_fork`.
 
@@ -99,13 +101,12 @@ def plan_fork(
     thread = threading.get_ident()
     _begin_fork(thread)
     _planning.add(thread)
-    mine = {fd: _owned[fd] for fd in kept}
     covered = [
         fd
-        for fd, inode in list(_owned.items())
-        if fd not in mine and fd not in closed and is_still_owned(fd, inode)
+        for fd, (inode,) in list(_owned.items())
+        if fd not in kept and fd not in closed and is_still_owned(fd, inode)
     ]
-    return Plan(mine, closed, covered, silenced)
+    return Plan(kept, closed, covered, silenced)
 
 
 def end_fork() -> None:
@@ -168,7 +169,7 @@ def _after_fork_in_child() -> None:
         return
     _planning.clear()
     try:
-        overlay(fd for fd, inode in _owned.items() if is_still_owned(fd, inode))
+        overlay(fd for fd, (inode,) in _owned.items() if is_still_owned(fd, inode))
     finally:
         _owned.clear()
 

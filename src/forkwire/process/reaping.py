@@ -53,7 +53,7 @@ class Child:
     def born(self, pid: int) -> None:
         """It was forked. Raises :exc:`OSError` where it cannot be watched; then `reap_now` it."""
         self.pid = pid
-        try:
+        try:  # noqa: SIM105  just after the fork: see `fork`
             os.setpgid(pid, pid)
         except OSError:  # it did so itself, or has ended
             pass

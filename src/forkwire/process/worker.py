@@ -17,7 +17,7 @@ import anyio.lowlevel
 
 from ..errors import ForkUnavailableError, UsageError, WorkerDied, WorkerStartError
 from ..wire.framing import MAX_PAYLOAD_SIZE
-from . import signals
+from . import guard_main, signals
 from .backend import Backend, BackendName, current_backend
 from .channels import InputChannel, OutputChannel
 from .fork import Options, fork_worker, get_ready, open_ends, prepare
@@ -84,15 +84,11 @@ async def run(
             worker._start(f, arg, options, here, mask)
         finally:
             signals.pthread_sigmask(signal.SIG_SETMASK, mask)  # a handler may raise here
-    except BaseException as error:
+        return worker
+    except BaseException:
         if worker is not None:
             worker._discard()
-        if not isinstance(error, OSError) or isinstance(error, WorkerStartError):
-            raise
-        raise WorkerStartError(
-            error.errno, f"a worker could not be started: {error.strerror}"
-        ) from error
-    return worker
+        raise
 
 
 class ProcessWorker:
@@ -117,16 +113,19 @@ class ProcessWorker:
         backend: Backend,
         mask: frozenset[int],
     ) -> None:
-        """Fork, and have ``backend`` watch. Raises :exc:`OSError`; then `_discard` it."""
-        birth = prepare(f, arg, options, self._ends, self._child.slot, mask)
+        """Fork, and have ``backend`` watch. Raises :exc:`WorkerStartError`; then `_discard` it."""
         try:
+            birth = prepare(f, arg, options, self._ends, self._child.slot, mask)
             self._child.born(fork_worker(birth, self._ends))
             self._child.leftovers = birth.input, birth.output
-        finally:
             self._ends.close_theirs()
-        if self._stderr is not None:
-            self._child.when_ended(self._stderr.finish)
-            self._stderr.watch(backend)
+            if self._stderr is not None:
+                self._child.when_ended(self._stderr.finish)
+                self._stderr.watch(backend)
+        except OSError as error:
+            raise WorkerStartError(
+                error.errno, f"a worker could not be started: {error.strerror}"
+            ) from error
         backend.run_later(self._child.watch_somehow)
 
     @property
@@ -217,8 +216,14 @@ class ProcessWorker:
             self._input.close()
             with anyio.move_on_after(self._child.grace):
                 await self._output.aclose()
-            for end in (self.terminate, self.kill):
-                with anyio.move_on_after(self._child.grace):
+            grace = self._child.grace
+            again = min(guard_main.AGAIN, grace / 2)
+            for seconds, end in (
+                (grace, self.terminate),
+                (again, self.terminate),
+                (grace - again, self.kill),
+            ):
+                with anyio.move_on_after(seconds):
                     await self.wait()
                     return
                 end()

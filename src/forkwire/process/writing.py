@@ -34,9 +34,7 @@ Parts = Sequence[bytes | memoryview]
 class Sink:
     """A descriptor that is written. The public handle is ``OutputChannel``, which owns this."""
 
-    def __init__(
-        self, fd: int, *, pollable: bool, backend: Backend | None = None
-    ) -> None:
+    def __init__(self, fd: int, *, pollable: bool, backend: Backend | None = None) -> None:
         self.fd = fd
         self.pollable: Final = pollable
         self.closing = self.closed = False
