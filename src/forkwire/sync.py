@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .process.channels import InputChannel, OutputChannel
+from .process.channels import InputChannel, OutputChannel, wrong_end
 from .wire.framing import Buffer, EndOfFile, WriteOk, encode_int, frame
 
 __all__ = ["messages", "read_int", "read_message", "write_int", "write_message"]
@@ -19,14 +19,22 @@ def read_message(channel: InputChannel) -> bytes | EndOfFile:
 
     Raises as :func:`forkwire.read_message` does.
     """
-    half = channel._half
-    return half.take_blocking(half.decoder.next_message)
+    try:
+        half = channel._half
+        parse = half.decoder.next_message
+    except AttributeError:
+        raise wrong_end(channel, InputChannel) from None
+    return half.take_blocking(parse)
 
 
 def read_int(channel: InputChannel) -> int | EndOfFile:
     """Block until the next bare integer. Raises as :meth:`forkwire.InputChannel.read_int` does."""
-    half = channel._half
-    return half.take_blocking(half.decoder.next_int)
+    try:
+        half = channel._half
+        parse = half.decoder.next_int
+    except AttributeError:
+        raise wrong_end(channel, InputChannel) from None
+    return half.take_blocking(parse)
 
 
 def write_message(channel: OutputChannel, payload: Buffer) -> WriteOk | EndOfFile:
@@ -35,12 +43,20 @@ def write_message(channel: OutputChannel, payload: Buffer) -> WriteOk | EndOfFil
     Several threads may write: messages go out whole. If a signal handler raises in the middle,
     the rest goes out before the next message. Raises as :func:`forkwire.write_message` does.
     """
-    return channel._half.put_blocking(frame(payload))
+    try:
+        put = channel._half.put_blocking
+    except AttributeError:
+        raise wrong_end(channel, OutputChannel) from None
+    return put(frame(payload))
 
 
 def write_int(channel: OutputChannel, number: int) -> WriteOk | EndOfFile:
     """Write one bare integer. Raises as :meth:`forkwire.OutputChannel.write_int` does."""
-    return channel._half.put_blocking((encode_int(number),))
+    try:
+        put = channel._half.put_blocking
+    except AttributeError:
+        raise wrong_end(channel, OutputChannel) from None
+    return put((encode_int(number),))
 
 
 def messages(channel: InputChannel) -> Iterator[bytes]:

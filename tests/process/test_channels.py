@@ -20,6 +20,7 @@ from forkwire import (
     PayloadTypeError,
     ProcessWorkerIPCError,
     SizeLimitError,
+    UsageError,
     WriteOk,
 )
 
@@ -285,6 +286,19 @@ async def test_a_payload_may_be_changed_once_it_is_written(front: Front) -> None
         payload[:] = b"other"
         payload.append(1)
         assert await front.read(inp) == b"first"
+
+
+async def test_the_channel_of_the_other_direction(front: Front) -> None:
+    """It, or what is no channel, is refused with a word on which one was meant."""
+    with reading() as (inp, _), writing() as (out, _):
+        not_inputs: list[Any] = [out, None, 7]
+        for channel in not_inputs:
+            with pytest.raises(UsageError, match=r"InputChannel.*input_channel"):
+                await front.read(channel)
+        not_outputs: list[Any] = [inp, None, 7]
+        for channel in not_outputs:
+            with pytest.raises(UsageError, match=r"OutputChannel.*output_channel"):
+                await front.write(channel, b"x")
 
 
 async def test_reading_a_channel_that_this_side_closed(front: Front) -> None:

@@ -77,7 +77,7 @@ async def ends(worker: Any) -> None:
 # -- PAINS 11: siblings --------------------------------------------------------------------------
 
 
-async def test_11_a_sibling_does_not_keep_a_pipe_open() -> None:
+async def test_a_sibling_does_not_keep_a_pipe_open() -> None:
     """In whatever order workers are closed, each sees its end of the file at once."""
     for order in ([0, 1, 2], [2, 1, 0], [1, 0, 2]):
         workers = [await run(echo, None) for _ in range(3)]
@@ -87,7 +87,7 @@ async def test_11_a_sibling_does_not_keep_a_pipe_open() -> None:
             await worker.aclose()
 
 
-async def test_11_the_host_sees_a_workers_end_while_siblings_live() -> None:
+async def test_the_host_sees_a_workers_end_while_siblings_live() -> None:
     """A later sibling holds no writing end of an earlier one, nor the other way round."""
     first = await run(lambda i, o, a: sync.read_message(i), None)
     second = await run(echo, None)
@@ -99,7 +99,7 @@ async def test_11_the_host_sees_a_workers_end_while_siblings_live() -> None:
         assert await received(second) == b"alive"
 
 
-async def test_11_a_child_of_os_fork_does_not_keep_a_pipe_open() -> None:
+async def test_a_child_of_os_fork_does_not_keep_a_pipe_open() -> None:
     """The application's own fork holds no end, from whatever thread it forks."""
 
     def fork() -> None:
@@ -124,7 +124,7 @@ async def test_11_a_child_of_os_fork_does_not_keep_a_pipe_open() -> None:
                 os.waitpid(pid, 0)
 
 
-def test_11_multiprocessing_in_another_thread_does_not_keep_a_pipe_open() -> None:
+def test_multiprocessing_in_another_thread_does_not_keep_a_pipe_open() -> None:
     """Its fork context, used while workers are started and closed."""
     done = program(
         """
@@ -164,7 +164,7 @@ def test_11_multiprocessing_in_another_thread_does_not_keep_a_pipe_open() -> Non
     assert (done.stdout, done.stderr) == ("done\n", "")
 
 
-async def test_11_no_end_of_another_worker_is_in_the_child() -> None:
+async def test_no_end_of_another_worker_is_in_the_child() -> None:
     """Pipes, pidfds and the guard's socket of the host: none of them is behind any descriptor."""
     async with await run(echo, None, capture_stderr=True), await run(echo, None):
         ours = behind(owned())

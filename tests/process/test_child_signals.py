@@ -74,7 +74,7 @@ async def sleep_async(inp: InputChannel, out: OutputChannel, arg: object) -> Non
 
 @pytest.mark.parametrize("f", [sleep, sleep_async])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
-async def test_8_the_loops_signal_handlers_do_not_run_in_the_worker(
+async def test_the_loops_signal_handlers_do_not_run_in_the_worker(
     f: Any, number: signal.Signals
 ) -> None:
     """A signal sent to the worker is the worker's: it ends, and the host's loop hears nothing."""
@@ -94,7 +94,7 @@ async def test_8_the_loops_signal_handlers_do_not_run_in_the_worker(
 
 
 @pytest.mark.parametrize("kind", ["plain", "async"])
-async def test_8_no_handler_lingers_in_the_worker(kind: str) -> None:
+async def test_no_handler_lingers_in_the_worker(kind: str) -> None:
     """Of Python or of C: it catches SIGTERM and nothing else, and no wake-up descriptor is set."""
 
     def look(inp: InputChannel, out: OutputChannel, arg: object) -> None:
@@ -118,7 +118,7 @@ async def test_8_no_handler_lingers_in_the_worker(kind: str) -> None:
         signal.signal(signal.SIGUSR2, before)
 
 
-def test_8_neither_a_handler_nor_a_wakeup_descriptor_of_the_application() -> None:
+def test_neither_a_handler_nor_a_wakeup_descriptor_of_the_application() -> None:
     """``signal.signal`` and ``signal.set_wakeup_fd`` of the host stay the host's."""
     done = program(
         """
@@ -160,7 +160,7 @@ def test_8_neither_a_handler_nor_a_wakeup_descriptor_of_the_application() -> Non
     assert done.stdout == "never woken\nhandled in the host\nwoken by [10]\n"
 
 
-async def test_8_a_signal_during_the_fork_is_the_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_signal_during_the_fork_is_the_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that comes while the host forks is handled once, in the host, after the fork."""
     heard: list[int] = []
     fork = os.fork
@@ -187,7 +187,7 @@ async def test_8_a_signal_during_the_fork_is_the_hosts(monkeypatch: pytest.Monke
         signal.signal(signal.SIGUSR1, before)
 
 
-async def test_8_a_worker_may_handle_signals_itself() -> None:
+async def test_a_worker_may_handle_signals_itself() -> None:
     """What ``f`` installs is its own: SIGUSR1, and SIGTERM if it insists."""
 
     def f(inp: InputChannel, out: OutputChannel, arg: object) -> None:
@@ -209,7 +209,7 @@ async def test_8_a_worker_may_handle_signals_itself() -> None:
     os.close(heard)
 
 
-async def test_8_what_a_worker_starts_can_be_terminated(
+async def test_what_a_worker_starts_can_be_terminated(
     anyio_backend: tuple[str, dict[str, Any]],
 ) -> None:
     """A subprocess has SIGTERM at its default and unblocked, in plain and in async code."""

@@ -59,7 +59,7 @@ async def main():
 
 
 @pytest.mark.parametrize("host", ["asyncio", "trio"])
-def test_12_output_cannot_corrupt_the_messages(host: str) -> None:
+def test_output_cannot_corrupt_the_messages(host: str) -> None:
     """print, os.write, C's printf, a subprocess and reads of stdin leave the messages alone."""
     done = program(NOISE + f"anyio.run(main, backend={host!r})", stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stderr
@@ -71,7 +71,7 @@ def test_12_output_cannot_corrupt_the_messages(host: str) -> None:
 
 @pytest.mark.parametrize("closed", ["0", "1", "2", "0 1 2"])
 @pytest.mark.parametrize("host", ["asyncio", "trio"])  # libuv itself aborts
-def test_12_no_channel_gets_the_number_of_a_standard_descriptor(host: str, closed: str) -> None:
+def test_no_channel_gets_the_number_of_a_standard_descriptor(host: str, closed: str) -> None:
     """With 0, 1 or 2 closed in the host, its messages, and the guard's, go elsewhere."""
     script = f"""
 async def close_and_run():
@@ -91,7 +91,7 @@ os._exit(97)
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
-def test_12_started_by_a_shell_that_closed_them(closed: str) -> None:
+def test_started_by_a_shell_that_closed_them(closed: str) -> None:
     """The interpreter itself began without them: so did its loop, and the guard."""
     source = PRELUDE + NOISE + "anyio.run(main)\nos._exit(97)"
     command = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-c", source]

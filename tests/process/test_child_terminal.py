@@ -111,7 +111,7 @@ async def main():
 
 
 @pytest.mark.parametrize("host", ["asyncio", "uvloop", "trio"])
-def test_15_ctrl_c_ends_the_host_and_the_host_ends_the_workers(host: str) -> None:
+def test_ctrl_c_ends_the_host_and_the_host_ends_the_workers(host: str) -> None:
     """No worker prints a traceback; the program's own KeyboardInterrupt is all there is."""
     options = {"uvloop": "backend_options={'use_uvloop': True}"}.get(host, f"backend={host!r}")
     source = f"""
@@ -129,7 +129,7 @@ except KeyboardInterrupt:
     assert text.replace("^C", "") == "ready\n[-15, 0, -15]\ninterrupted\n"
 
 
-def test_15_ctrl_c_in_a_program_that_handles_nothing() -> None:
+def test_ctrl_c_in_a_program_that_handles_nothing() -> None:
     """One traceback, the host's."""
     with terminal(CTRL_C + "anyio.run(main)") as screen:
         screen.press("\x03")
@@ -142,7 +142,7 @@ def test_15_ctrl_c_in_a_program_that_handles_nothing() -> None:
     assert "in asynchronous" not in text
 
 
-def test_15_ctrl_c_that_the_host_ignores_does_not_reach_the_workers() -> None:
+def test_ctrl_c_that_the_host_ignores_does_not_reach_the_workers() -> None:
     """Three times, and the worker still answers."""
     source = """
     def f(inp, out, arg):
@@ -170,7 +170,7 @@ def test_15_ctrl_c_that_the_host_ignores_does_not_reach_the_workers() -> None:
 
 
 @pytest.mark.parametrize("how", ["sys.stdin.readline()", "os.read(0, 1)", "input()"])
-def test_15_a_worker_that_reads_the_terminal_does_not_stop(how: str) -> None:
+def test_a_worker_that_reads_the_terminal_does_not_stop(how: str) -> None:
     """It is in the terminal's background: the read fails, and the worker goes on."""
     source = f"""
     def f(inp, out, arg):
@@ -192,7 +192,7 @@ def test_15_a_worker_that_reads_the_terminal_does_not_stop(how: str) -> None:
         assert screen.read_until("").endswith("status 0\n")
 
 
-def test_15_a_worker_that_prints_does_not_stop() -> None:
+def test_a_worker_that_prints_does_not_stop() -> None:
     """Where the terminal stops background writers (stty tostop), its output appears."""
     source = """
     def f(inp, out, arg):
@@ -213,7 +213,7 @@ def test_15_a_worker_that_prints_does_not_stop() -> None:
     assert text == "ready\nfrom the worker\nand its stderr\nstatus 0\n"
 
 
-def test_15_the_workers_go_when_the_terminal_does() -> None:
+def test_the_workers_go_when_the_terminal_does() -> None:
     """Closing the window ends the host, and with it every worker."""
     source = """
     def f(inp, out, pipe):

@@ -37,7 +37,7 @@ release = threading.Event()
 
 
 @pytest.mark.parametrize("host", ["asyncio", "trio"])
-def test_4_a_fork_beside_threads_warns_once_and_names_them(host: str) -> None:
+def test_a_fork_beside_threads_warns_once_and_names_them(host: str) -> None:
     """One ForkThreadsWarning at the caller's line; CPython's own is not seen."""
     done = program(
         WARNED
@@ -59,7 +59,7 @@ for thread in threads:
     assert "('first', 'second')" in line
 
 
-def test_4_many_threads_are_counted() -> None:
+def test_many_threads_are_counted() -> None:
     """Only the first few are named."""
     done = program(
         WARNED
@@ -78,7 +78,7 @@ release.set()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only /proc knows of them")
-def test_4_threads_that_python_does_not_know_of_are_counted() -> None:
+def test_threads_that_python_does_not_know_of_are_counted() -> None:
     """One that C code started has no name here."""
     done = program(
         WARNED
@@ -96,7 +96,7 @@ os._exit(0)
     assert "(1 not started by Python)" in done.stdout
 
 
-def test_4_as_an_error_the_warning_is_raised_before_the_fork() -> None:
+def test_as_an_error_the_warning_is_raised_before_the_fork() -> None:
     """Nothing is left open, and the next call works."""
     done = program(
         """
@@ -121,7 +121,7 @@ def test_4_as_an_error_the_warning_is_raised_before_the_fork() -> None:
 
 
 @pytest.mark.parametrize("host", ["asyncio", "trio"])
-def test_10_a_worker_outlives_the_thread_that_forked_it(host: str) -> None:
+def test_a_worker_outlives_the_thread_that_forked_it(host: str) -> None:
     """PR_SET_PDEATHSIG would fire at the thread's end; the handle goes on in another loop."""
     done = program(
         """
@@ -207,7 +207,7 @@ else:
 
 
 @pytest.mark.parametrize("thread", ["main", "another"])
-def test_9_a_host_that_is_killed_leaves_no_worker_and_no_descendant(thread: str) -> None:
+def test_a_host_that_is_killed_leaves_no_worker_and_no_descendant(thread: str) -> None:
     """SIGKILL, whatever the workers do, from whatever thread they were forked."""
     hows = ("sleeps", "loops", "in C", "ignores")
     command = [sys.executable, *QUIET, "-c", PRELUDE + HOST, thread, *hows]

@@ -70,6 +70,13 @@ def children() -> list[int]:
     return [int(pid) for pid in found.split()]
 
 
+def cmdline(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
 def guards() -> list[int]:
     """The guards of this process."""
     found = []
@@ -112,16 +119,30 @@ async def check_cannot_start() -> WorkerStartError:
 async def test_interpreter_that_does_not_start(
     monkeypatch: pytest.MonkeyPatch, program: str
 ) -> None:
-    """``run`` says that the guard could not be started; nothing was forked."""
+    """An embedded one, or one that this user may not run: the guard is a fork then."""
     monkeypatch.setattr(sys, "executable", program)
-    assert "guard" in str(await check_cannot_start())
+    await check_echo()
+    gone = [pid for pid in guards() if program.encode() in cmdline(pid)]
+    assert not gone
+
+
+@pytest.mark.usefixtures("no_guard")
+async def test_guard_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``run`` says so, and why; nothing was forked."""
+    monkeypatch.setattr(guard, "execute_guard", lambda theirs, table: None)
+    monkeypatch.setattr(guard, "fork_guard", lambda theirs, table: None)
+    error = await check_cannot_start()
+    assert "guard" in str(error)
+    assert "ended at once" in str(error)
+    assert error.errno == errno.ECHILD
 
 
 @pytest.mark.usefixtures("no_guard")
 async def test_start_after_a_failed_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """A failure is not remembered."""
     with monkeypatch.context() as patch:
-        patch.setattr(sys, "executable", "/bin/false")
+        patch.setattr(guard, "execute_guard", lambda theirs, table: None)
+        patch.setattr(guard, "fork_guard", lambda theirs, table: None)
         await check_cannot_start()
     await check_echo()
 

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import AsyncIterator
 from typing import Final, Generic, Self, TypeVar
 
+from ..errors import UsageError
 from ..wire.framing import (
     MAX_PAYLOAD_SIZE,
     Buffer,
@@ -208,9 +209,13 @@ async def read_message(channel: InputChannel) -> bytes | EndOfFile:
     Raises :exc:`NegativeSizeError` and :exc:`SizeLimitError` when the peer breaks the protocol,
     :exc:`ChannelBusyError` when another task or thread is reading the channel, and
     :exc:`ChannelOSError` when the system refuses to read; all are :exc:`ProcessWorkerIPCError`.
+    Raises :exc:`UsageError` for what is not an `InputChannel`.
     """
-    half = channel._half
-    decoder = half.decoder
+    try:
+        half = channel._half
+        decoder = half.decoder
+    except AttributeError:
+        raise wrong_end(channel, InputChannel) from None
     return await half.take(decoder.next_message, decoder.message_ready)
 
 
@@ -225,5 +230,20 @@ async def write_message(channel: OutputChannel, payload: Buffer) -> WriteOk | En
     Raises :exc:`PayloadTypeError` when it is not bytes-like, :exc:`PayloadTooLargeError` above
     ``2**31 - 1`` bytes, :exc:`ChannelBusyError` when another loop is writing to the channel, and
     :exc:`ChannelOSError` when the system refuses; all are :exc:`ProcessWorkerIPCError`.
+    Raises :exc:`UsageError` for what is not an `OutputChannel`.
     """
-    return await channel._half.put(frame(payload))
+    try:
+        put = channel._half.put
+    except AttributeError:
+        raise wrong_end(channel, OutputChannel) from None
+    return await put(frame(payload))
+
+
+def wrong_end(channel: object, wanted: type[InputChannel | OutputChannel]) -> UsageError:
+    """What to say where a channel of the other direction, or no channel at all, was passed."""
+    verb = "read from" if wanted is InputChannel else "write to"
+    what = repr(channel) if isinstance(channel, Channel) else type(channel).__name__
+    return UsageError(
+        f"{verb} an {wanted.__name__}, not {what}: a worker is written to at its output_channel "
+        "and read from at its input_channel"
+    )

@@ -7,6 +7,7 @@ unlinked file with one record for each worker.
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import os
 import signal
@@ -14,6 +15,7 @@ import socket
 import sys
 import tempfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -66,7 +68,7 @@ def ensure_guard() -> None:
             fds = start_guard()
         except OSError as error:
             raise WorkerStartError(
-                error.errno, f"the guard process could not be started: {error}"
+                error.errno, f"the guard process could not be started: {error.strerror}"
             ) from error
         _connection, _table = fds
         _inodes = os.fstat(_connection).st_ino, os.fstat(_table).st_ino
@@ -91,6 +93,13 @@ def close_ours() -> None:
 
 def start_guard() -> tuple[int, int]:
     """Start a guard and wait until it watches us; our end of the connection, and its table."""
+    try:
+        return started_by(execute_guard)
+    except ChildProcessError:  # a frozen or embedded interpreter, or one that this user cannot run
+        return started_by(fork_guard)
+
+
+def started_by(start: Callable[[int, int], None]) -> tuple[int, int]:
     opened: list[int] = []
     try:
         opened += ownership.make_owned(connection)
@@ -101,8 +110,10 @@ def start_guard() -> tuple[int, int]:
         start(theirs, table)
         opened.remove(theirs)
         ownership.close(theirs)
-        if not guard_main.readable(ours, START_SECONDS) or os.read(ours, 1) != b"+":
-            raise OSError("it ended at once")
+        if not guard_main.readable(ours, START_SECONDS):
+            raise TimeoutError(errno.ETIMEDOUT, f"it said nothing for {START_SECONDS:.0f} seconds")
+        if os.read(ours, 1) != b"+":
+            raise ChildProcessError(errno.ECHILD, "it ended at once")
     except BaseException:
         for fd in opened:
             ownership.close(fd)
@@ -131,14 +142,17 @@ def new_table() -> tuple[int, ...]:
         return descriptors.lifted(file.fileno())
 
 
-def start(theirs: int, table: int) -> None:
+def execute_guard(theirs: int, table: int) -> None:
+    """Have the interpreter that runs us run the guard.
+
+    Raises :exc:`ChildProcessError` where there is none.
+    """
     # Other numbers than they have, so that dup2 clears close-on-exec.
     numbers = [number for number in range(3, 7) if number not in (theirs, table)][:2]
     arguments = [*map(str, numbers), str(os.getpid())]
     program = Path(guard_main.__file__)
     if not sys.executable or getattr(sys, "frozen", False) or not program.is_file():
-        fork_guard(theirs, table)
-        return
+        raise ChildProcessError(errno.ECHILD, "there is no interpreter to execute")
     # Not subprocess: a child that another thread forks meanwhile, and that lives on, would keep the
     # pipe that Popen waits for. The standard streams are not ours to keep open in the guard.
     shell = os.posix_spawn(
@@ -154,11 +168,12 @@ def start(theirs: int, table: int) -> None:
     with contextlib.suppress(ChildProcessError):  # SIGCHLD is ignored
         _, status = os.waitpid(shell, 0)
         if status:
-            raise OSError(f"/bin/sh ended with status {os.waitstatus_to_exitcode(status)}")
+            code = os.waitstatus_to_exitcode(status)
+            raise ChildProcessError(errno.ECHILD, f"/bin/sh ended with status {code}")
 
 
 def fork_guard(theirs: int, table: int) -> None:
-    """Where there is no interpreter to execute (a frozen application): a fork of this one."""
+    """Have a fork of this process be the guard."""
     host = os.getpid()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, guard_main.IGNORED)
     plan = ownership.plan_fork((theirs, table))
