@@ -1,4 +1,4 @@
-"""PAINS 11, and "Fork, done right": which descriptors a worker has, and what closing them does."""
+"""Which descriptors a worker has, and what closing them does."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ async def ends(worker: Any) -> None:
         assert await worker.wait() == 0
 
 
-# -- PAINS 11: siblings --------------------------------------------------------------------------
+# -- siblings ------------------------------------------------------------------------------------
 
 
 async def test_a_sibling_does_not_keep_a_pipe_open() -> None:

@@ -1,4 +1,4 @@
-"""PAINS 8: of the host's signal handling nothing reaches the worker, and the other way round."""
+"""Of the host's signal handling nothing reaches the worker, and the other way round."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PAINS 12: whatever is printed or read on descriptors 0 to 2, the messages are untouched."""
+"""Whatever is printed or read on descriptors 0 to 2, the messages are untouched."""
 
 from __future__ import annotations
 

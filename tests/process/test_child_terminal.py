@@ -1,4 +1,4 @@
-"""PAINS 15: workers at a terminal. Each test runs a program in a terminal of its own."""
+"""Workers at a terminal. Each test runs a program in a terminal of its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PAINS 4, 9 and 10: forking beside other threads, and from threads that do not live long."""
+"""Forking beside other threads, and from threads that do not live long."""
 
 from __future__ import annotations
 
