@@ -30,6 +30,8 @@ NAMED_THREADS: Final = 8  # in the warning; the rest are counted
 LOOKS: Final = 5  # at threads that Python does not know of
 OUR_THREADS: Final = "forkwire: "  # they share no lock with anybody
 
+CO_COROUTINE: Final = inspect.CO_COROUTINE
+
 NOBODY: Final = -1  # no process has this number
 
 _warned = False
@@ -155,8 +157,8 @@ def fork_worker(birth: child.Birth, ends: Ends) -> int:
 
 def is_async(f: Callable[..., object]) -> bool:
     """Whether calling ``f`` runs nothing of it yet. A lambda may still answer an awaitable."""
-    if isinstance(f, FunctionType) and f.__code__.co_flags & inspect.CO_COROUTINE:
-        return True
+    if isinstance(f, FunctionType) and not f.__dict__:  # plainly so, or not
+        return bool(f.__code__.co_flags & CO_COROUTINE)
     return inspect.iscoroutinefunction(f) or inspect.iscoroutinefunction(
         getattr(f, "__call__", None)  # noqa: B004
     )

@@ -28,6 +28,8 @@ __all__ = ["DEFAULT_GRACE", "ProcessWorker", "run"]
 
 T = TypeVar("T")
 
+YIELDS: Final = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
+
 # Long enough for a cleanup that writes something, short enough to wait for at a prompt.
 DEFAULT_GRACE: Final = 2.0
 
@@ -308,7 +310,7 @@ def is_plainly_right(f: FunctionType) -> bool:
     return (
         code.co_argcount == 3
         and code.co_kwonlyargcount == 0
-        and not code.co_flags & (inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR)
+        and not code.co_flags & YIELDS
         and "__wrapped__" not in f.__dict__
     )
 
