@@ -61,7 +61,8 @@ class Backend(Protocol):
         """
         ...
 
-    async def checkpoint_if_cancelled(self) -> None: ...
+    @property
+    def checkpoint_if_cancelled(self) -> Callable[[], Awaitable[None]]: ...
 
     async def in_thread(self, function: Callable[[], T]) -> T:
         """Run ``function`` in a thread, which is waited for also when the caller is cancelled."""
@@ -131,8 +132,8 @@ class AsyncioBackend:
 
         return stop
 
-    async def checkpoint_if_cancelled(self) -> None:
-        await anyio.lowlevel.checkpoint_if_cancelled()
+    # On the way of every message: no method of ours in between.
+    checkpoint_if_cancelled = staticmethod(anyio.lowlevel.checkpoint_if_cancelled)
 
     async def in_thread(self, function: Callable[[], T]) -> T:
         # anyio waits for the thread when a scope is cancelled, not when the task itself is.
@@ -233,8 +234,10 @@ class TrioBackend:
 
         return stop
 
-    async def checkpoint_if_cancelled(self) -> None:
-        await self._trio.lowlevel.checkpoint_if_cancelled()
+    @property
+    def checkpoint_if_cancelled(self) -> Callable[[], Awaitable[None]]:
+        function: Callable[[], Awaitable[None]] = self._trio.lowlevel.checkpoint_if_cancelled
+        return function
 
     async def in_thread(self, function: Callable[[], T]) -> T:
         return await anyio.to_thread.run_sync(function)

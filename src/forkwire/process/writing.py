@@ -208,10 +208,12 @@ class Sink:
                 self._rest = ()
                 return False
             whole = len(rest[0]) if len(rest) == 1 else -1
-            some = rest if 0 <= whole <= MAX_WRITE else limited(rest)
             try:
                 # Called from C, so that no signal handler can raise before the count is noted.
-                (self._count,) = map(os.writev, self._fds, (some,))
+                if 0 <= whole <= MAX_WRITE:
+                    (self._count,) = map(os.write, self._fds, rest)
+                else:
+                    (self._count,) = map(os.writev, self._fds, (limited(rest),))
             except BlockingIOError:
                 self._grow()
                 return None
