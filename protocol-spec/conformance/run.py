@@ -10,8 +10,11 @@ that holds the integer's decimal digits. Its exit status names the end:
 Each vector is fed in chunks of 1, 2, 3 and all bytes, a chunk when the one before was read; and
 once in turns: an item, its echo, the next item, with a refusal due at the size alone.
 
+The program is killed when its time is over, and when it writes far more than it should.
+
 Python 3.8 or later on a POSIX system, standard library only.
-Exit status: 0 all passed, 1 some failed, 2 nothing was run.
+Exit status: 0 all passed, 1 some failed, 2 nothing was run, 128 and a signal's number if that
+ended the runner: 130 for Ctrl-C, 141 when nobody reads the report.
 """
 
 from __future__ import annotations
@@ -20,11 +23,11 @@ import argparse
 import fcntl
 import json
 import os
+import select
 import signal
 import struct
 import subprocess
 import sys
-import tempfile
 import termios
 import threading
 import time
@@ -44,8 +47,16 @@ INT_SIZE = 4
 CUT_SIZE = 128
 SHOWN_BYTES = 48
 SHOWN_LINES = 5
+# Output beyond what is expected, in bytes: enough to show what it is.
+EXCESS_SIZE = 65536
+STDERR_SIZE = 4096
 # The kernel has no event for "the other side has read everything".
 POLL_SECONDS = 0.00005
+# Between looks at a program that may have ended while a descendant of it holds the pipes.
+LOOK_SECONDS = 0.05
+# For what such a descendant goes on writing.
+DRAIN_SECONDS = 0.5
+ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Step(NamedTuple):
@@ -89,12 +100,16 @@ class Vector(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What the program did. ``stuck``: what was waited for when the time was over."""
+    """What the program did. ``killed``: why it was, if it was."""
 
     output: bytes
     status: int
     stderr: str
-    stuck: str
+    killed: str
+
+
+class CannotStart(Exception):
+    """The system does not execute the program."""
 
 
 def pairs(left: list[bytes], right: list[bytes]) -> list[tuple[bytes, bytes]]:
@@ -171,42 +186,77 @@ def load(folder: Path = VECTORS, byteorder: str = sys.byteorder) -> list[Vector]
 
 
 class Testee:
-    """The program, running: its output is collected, and it is killed when its time is over."""
+    """The program, running. It is killed when its time is over, or its output too long."""
 
-    def __init__(self, command: Sequence[str], timeout: float) -> None:
-        self.errors = tempfile.TemporaryFile()  # noqa: SIM115
-        self.process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.errors,
-            bufsize=0,
-            start_new_session=True,
-        )
+    def __init__(self, command: Sequence[str], timeout: float, expected: int) -> None:
+        self.most = expected + EXCESS_SIZE
+        self.timeout = timeout
         self.output = bytearray()
+        self.errors = b""
         self.news = threading.Condition()
-        self.closed = self.late = False
-        self.waiting_for = self.stuck = ""
+        self.closed = False
+        self.until = float("inf")  # when collecting is over, at the latest
+        self.waiting_for = self.killed = ""
+        try:
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                bufsize=0,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise CannotStart(f"{command[0]} cannot be started: {error}") from error
+        # So that a pipe that is full and that nobody reads does not hold us.
+        os.set_blocking(self.stdin, False)
         self.reader = threading.Thread(target=self.collect)
         self.reader.start()
         self.timer = threading.Timer(timeout, self.give_up)
         self.timer.start()
 
     def collect(self) -> None:
-        """Keep standard output flowing."""
+        """Keep both outputs flowing, until they end or the program has."""
         assert self.process.stdout
-        while True:
-            data = self.process.stdout.read(65536)
-            with self.news:
-                self.output += data or b""
-                self.closed = not data
-                self.news.notify_all()
-            if not data:
-                return
+        assert self.process.stderr
+        out = self.process.stdout.fileno()
+        poll = select.poll()
+        poll.register(out, select.POLLIN)
+        poll.register(self.process.stderr.fileno(), select.POLLIN)
+        left = 2
+        while left and time.monotonic() < self.until:
+            ready = poll.poll(1000 * LOOK_SECONDS)
+            if not ready and self.until != float("inf"):
+                break
+            for fd, _ in ready:
+                data = os.read(fd, 65536)
+                if not data:
+                    poll.unregister(fd)
+                    left -= 1
+                if fd == out:
+                    self.collected(data)
+                else:
+                    self.errors = (self.errors + data)[-STDERR_SIZE:]
+        self.collected(b"")
+
+    def collected(self, data: bytes) -> None:
+        """Note a piece of output, or its end."""
+        with self.news:
+            self.output += data[: self.most - len(self.output)]
+            self.closed = self.closed or not data
+            self.news.notify_all()
+        if len(self.output) >= self.most:
+            self.end(f"after {EXCESS_SIZE} bytes more than were expected")
 
     def give_up(self) -> None:
+        """Its time is over."""
+        self.end(f"after {self.timeout:g} s, waiting for {self.waiting_for}")
+
+    def end(self, why: str) -> None:
         """Kill it; every wait then ends."""
-        self.stuck = self.waiting_for
+        with self.news:
+            self.killed = self.killed or why
+            self.news.notify_all()
         self.kill()
 
     def kill(self) -> None:
@@ -232,21 +282,26 @@ class Testee:
             self.kill()
             self.close_input()
             self.process.wait()
+            self.until = time.monotonic() + DRAIN_SECONDS
             self.reader.join()
-            assert self.process.stdout
-            self.process.stdout.close()
-            stderr = self.stderr()
-        return Answer(bytes(self.output), status, stderr, self.stuck)
+            for pipe in (self.process.stdout, self.process.stderr):
+                assert pipe
+                pipe.close()
+        return Answer(bytes(self.output), status, self.stderr(), self.killed)
 
     def write(self, data: bytes) -> None:
         """Write all of it, or as much as the program wants."""
         self.waiting_for = "it to read"
+        poll = select.poll()
+        poll.register(self.stdin, select.POLLOUT)
         rest = memoryview(data)
-        try:
-            while rest:
+        while rest and self.process.poll() is None:
+            try:
                 rest = rest[os.write(self.stdin, rest) :]
-        except BrokenPipeError:
-            pass
+            except BlockingIOError:
+                poll.poll(1000 * LOOK_SECONDS)
+            except BrokenPipeError:
+                return
 
     def wait(self, step: Step) -> None:
         """Wait for what the step says, or for the exit."""
@@ -256,7 +311,9 @@ class Testee:
         elif step.until == "echoed":
             self.waiting_for = "the echo of an item sent whole, before anything more is sent"
             with self.news:
-                self.news.wait_for(lambda: self.closed or len(self.output) >= step.output)
+                self.news.wait_for(
+                    lambda: self.closed or self.killed or len(self.output) >= step.output
+                )
         else:
             self.waiting_for = "it to read"
             while self.unread() and self.process.poll() is None:
@@ -279,20 +336,51 @@ class Testee:
 
     def stderr(self) -> str:
         """The last lines of standard error."""
-        with self.errors as file:
-            file.seek(0)
-            lines = file.read().decode("utf-8", "backslashreplace").splitlines()
+        lines = self.errors.decode("utf-8", "backslashreplace").splitlines()
         return "\n".join(lines[-SHOWN_LINES:])
 
 
-def complaints(vector: Vector, answer: Answer, timeout: float) -> Iterator[str]:
+class Bench:
+    """Where programs are tested, several at a time; and all ended at once, should we have to."""
+
+    def __init__(self, command: Sequence[str], timeout: float) -> None:
+        self.command = command
+        self.timeout = timeout
+        self.running: set[Testee] = set()
+        self.lock = threading.Lock()
+        self.over = False
+
+    def answer(self, vector: Vector, feed: str) -> Answer:
+        """What the program makes of a vector."""
+        command = [*self.command, str(vector.limit), vector.reads]
+        testee = Testee(command, self.timeout, sum(map(len, vector.echoes)))
+        with self.lock:
+            self.running.add(testee)
+            over = self.over
+        if over:
+            testee.kill()
+        try:
+            return testee.run(vector.steps(feed))
+        finally:
+            with self.lock:
+                self.running.remove(testee)
+
+    def stop(self) -> None:
+        """End what runs."""
+        with self.lock:
+            self.over = True
+            for testee in self.running:
+                testee.end("at the end of the runner")
+
+
+def complaints(vector: Vector, answer: Answer) -> Iterator[str]:
     """What is wrong with an answer, a line each."""
     expected = b"".join(vector.echoes)
-    if answer.stuck:
-        yield f"killed after {timeout:g} s, waiting for {answer.stuck}"
+    if answer.killed:
+        yield f"killed {answer.killed}"
     if answer.output != expected:
         yield from differences(expected, answer.output)
-    if not answer.stuck and answer.status != END_STATUS[vector.end]:
+    if not answer.killed and answer.status != END_STATUS[vector.end]:
         yield f"expected exit status {describe(END_STATUS[vector.end])}"
         yield f"got      exit status {describe(answer.status)}"
         if answer.status == END_STATUS["too-large"]:
@@ -323,12 +411,13 @@ def describe(status: int) -> str:
     return f"{status} ({ends.get(status, 'no end: a crash?')})"
 
 
-def check(vector: Vector, command: Sequence[str], timeout: float) -> list[str]:
+def check(vector: Vector, bench: Bench) -> list[str]:
     """Run one vector in every feed; the lines to print if one of them fails."""
     for feed in FEEDS:
-        testee = Testee([*command, str(vector.limit), vector.reads], timeout)
-        answer = testee.run(vector.steps(feed))
-        lines = list(complaints(vector, answer, timeout))
+        if bench.over:
+            break
+        answer = bench.answer(vector, feed)
+        lines = list(complaints(vector, answer))
         if lines:
             about = f"limit {vector.limit}, reads {vector.reads}, {feed}: {vector.comment}"
             return [about, *lines, *("stderr: " + line for line in answer.stderr.splitlines())]
@@ -338,31 +427,54 @@ def check(vector: Vector, command: Sequence[str], timeout: float) -> list[str]:
 def run(vectors: list[Vector], command: Sequence[str], timeout: float, jobs: int) -> int:
     """Run the vectors, print a line each and a summary; how many failed."""
     failed = 0
+    bench = Bench(command, timeout)
     with ThreadPoolExecutor(jobs) as executor:
-        reports = executor.map(lambda vector: check(vector, command, timeout), vectors)
-        for index, lines in enumerate(reports):
-            failed += bool(lines)
-            print("FAIL" if lines else "ok  ", vectors[index].name, flush=True)
-            for line in lines:
-                print("    ", line)
+        try:
+            reports = executor.map(lambda vector: check(vector, bench), vectors)
+            for index, lines in enumerate(reports):
+                failed += bool(lines)
+                print("FAIL" if lines else "ok  ", vectors[index].name, flush=True)
+                for line in lines:
+                    print("    ", line)
+        except BaseException:
+            bench.stop()
+            raise
     passed = len(vectors) - failed
     count = f"{len(vectors)} vector" + "s" * (len(vectors) != 1)
     print(f"{count}, {len(FEEDS)} feeds each: {passed} passed, {failed} failed")
     return failed
 
 
+def seconds(text: str) -> float:
+    """A number of seconds that a wait can take."""
+    value = float(text)
+    if not 0 < value <= threading.TIMEOUT_MAX:
+        raise argparse.ArgumentTypeError(f"must be more than 0 seconds, not {text}")
+    return value
+
+
+def positive(text: str) -> int:
+    """A number from 1 up."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, not {text}")
+    return value
+
+
 def arguments() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
         description="Check a program against the vectors of the framing.",
-        usage="%(prog)s [options] TESTEE [ARG...]",
+        usage="%(prog)s [options] [--] TESTEE [ARG...]",
         epilog=(__doc__ or "").partition("\n\n")[2],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--list", action="store_true", help="list the vectors and exit")
     parser.add_argument("--only", action="append", metavar="NAME", help="run this one (repeatable)")
-    parser.add_argument("--timeout", type=float, default=10.0, help="seconds for each feed (10)")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="vectors at a time")
+    parser.add_argument("--timeout", type=seconds, default=10.0, help="seconds for each feed (10)")
+    parser.add_argument(
+        "--jobs", type=positive, default=os.cpu_count() or 1, help="vectors at a time"
+    )
     parser.add_argument("--vectors", type=Path, default=VECTORS, metavar="DIR", help="the vectors")
     parser.add_argument(
         "--byteorder",
@@ -379,21 +491,47 @@ def main() -> int:
     parser = arguments()
     options = parser.parse_args()
     vectors = load(options.vectors, options.byteorder)
+    if not vectors:
+        parser.error(f"there are no vectors in {options.vectors}")
     unknown = set(options.only or ()) - {vector.name for vector in vectors}
-    if unknown or not vectors:
+    if unknown:
         parser.error(f"no such vector: {', '.join(sorted(unknown))}; see --list")
     vectors = [vector for vector in vectors if not options.only or vector.name in options.only]
     if options.list:
         for vector in vectors:
             print(f"{vector.name:28} {vector.end:10} {vector.comment}")
         return 0
-    if not options.command:
+    command = options.command
+    if command[:1] == ["--"]:  # argparse leaves it there
+        command = command[1:]
+    if not command:
         parser.error("which program? For example: python testee.py")
     try:
-        return int(run(vectors, options.command, options.timeout, options.jobs) > 0)
-    except OSError as error:
-        parser.error(f"{options.command[0]} cannot be started: {error}")
+        return int(run(vectors, command, options.timeout, options.jobs) > 0)
+    except CannotStart as error:
+        parser.error(str(error))
+
+
+def leave(number: int, frame: object) -> None:
+    """A signal that ends us, which are more than one process."""
+    sys.exit(128 + number)
+
+
+def start() -> int:
+    """`main`, and nothing of it is left however it ends."""
+    for number in ENDING_SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, leave)
+    try:
+        try:
+            return main()
+        finally:
+            if sys.stdout:
+                sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(start())

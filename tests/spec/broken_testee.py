@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import signal
 import struct
 import sys
+import time
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -253,6 +255,51 @@ def killed() -> None:
 def chatters() -> None:
     """A greeting is printed first."""
     write(b"ready\n")
+
+
+def floods() -> None:
+    """It writes for ever, whatever it is sent."""
+    while True:
+        write(b"y\n" * 8192)
+
+
+def complains() -> None:
+    """The same on standard error."""
+    while True:
+        os.write(2, b"no\n" * 8192)
+
+
+def leaves_descendant() -> None:
+    """No fault: it works, but a process that leaves its session holds its descriptors."""
+    runner = os.getppid()
+    if os.fork() == 0:
+        os.setsid()
+        while is_running(runner):
+            time.sleep(0.05)
+        os._exit(0)
+
+
+def leaves_descendant_and_goes() -> None:
+    """Such a process is all that is left of it."""
+    leaves_descendant()
+    sys.exit(0)
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is such a process."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def interrupts() -> None:
+    """It has its runner interrupted, says in the working directory who it is, and never ends."""
+    Path(str(os.getpid())).touch()
+    os.kill(os.getppid(), signal.SIGINT)
+    while True:
+        signal.pause()
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import ast
 import importlib.util
 import itertools
 import json
+import os
 import re
 import shutil
 import struct
@@ -116,15 +117,20 @@ def take(decoder: Decoder, kind: str) -> bytes | int | tuple[str, int | None] | 
 
 
 def conformance(
-    *testee: str | Path, only: tuple[str, ...] = (), timeout: float = 20
+    *testee: str | Path,
+    only: tuple[str, ...] = (),
+    timeout: float = 20,
+    within: float = 300,
+    cwd: Path | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Run the runner, on all vectors or some."""
+    """Run the runner, on all vectors or some; it must end ``within`` seconds."""
     options = [f"--timeout={timeout}", *(f"--only={name}" for name in only)]
     return subprocess.run(
         [*PYTHON, RUNNER, *options, *testee],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=within,
+        cwd=cwd,
         check=False,
     )
 
@@ -412,6 +418,80 @@ def test_runner_gives_up(fault: str, name: str, words: str) -> None:
     assert words in result.stdout
 
 
+def test_runner_stops_a_flood() -> None:
+    """A testee that writes for ever is killed 64 KiB beyond what it should write."""
+    result = conformance(
+        *PYTHON, HERE / "broken_testee.py", "floods", only=("one-message",), within=15
+    )
+    assert result.returncode == 1
+    assert "killed after 65536 bytes more than were expected" in result.stdout
+    assert f"the output of {len(b'....hello') + 65536} bytes differs at byte 0" in result.stdout
+
+
+def test_runner_keeps_the_end_of_stderr() -> None:
+    """Of a testee that writes to standard error for ever a few lines are kept."""
+    result = conformance(
+        *PYTHON, HERE / "broken_testee.py", "complains", only=("one-message",), timeout=1, within=15
+    )
+    assert result.returncode == 1
+    assert "killed after 1 s, waiting for it to read" in result.stdout
+    assert result.stdout.count("stderr: n") == 5
+
+
+def test_runner_does_not_wait_for_descendants() -> None:
+    """A process in a session of its own that holds the pipes is not waited for."""
+    testee = (*PYTHON, HERE / "broken_testee.py", "leaves_descendant")
+    result = conformance(*testee, only=("one-message",), within=15)
+    assert result.returncode == 0, result.stdout
+
+
+def test_runner_does_not_write_to_descendants() -> None:
+    """Nor is what such a process does not read waited for, once the testee has ended."""
+    testee = (*PYTHON, HERE / "broken_testee.py", "leaves_descendant_and_goes")
+    result = conformance(*testee, only=("one-mebibyte",), within=15)
+    assert result.returncode == 1
+    assert "got      nothing" in result.stdout
+    assert "killed" not in result.stdout
+
+
+def test_runner_interrupted(tmp_path: Path) -> None:
+    """Ctrl-C ends the runner at once and in silence, and every testee with it."""
+    testee = (*PYTHON, HERE / "broken_testee.py", "interrupts")
+    result = conformance(*testee, within=15, cwd=tmp_path)
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "")
+    testees = [path.name for path in tmp_path.iterdir()]
+    assert testees
+    for pid in testees:
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(pid), 0)
+
+
+@pytest.mark.parametrize("arguments", [["--only=one-message", "true"], ["--list"]], ids=" ".join)
+def test_runner_unread(arguments: list[str]) -> None:
+    """When nobody reads the report the runner ends quietly, with SIGPIPE's status."""
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    try:
+        result = subprocess.run(
+            [*PYTHON, RUNNER, *arguments],
+            stdout=write_end,
+            stderr=subprocess.PIPE,
+            timeout=15,
+            check=False,
+        )
+    finally:
+        os.close(write_end)
+    assert (result.returncode, result.stderr) == (141, b"")
+
+
+def test_runner_separator() -> None:
+    """``--`` before the program is taken for the end of the options, and only there."""
+    result = conformance("--", *PYTHON, CONFORMANCE / "testee.py", only=("one-message",))
+    assert result.returncode == 0, result.stdout
+    program = "import sys; sys.exit(sys.argv[1] != '--')"
+    assert_passes(*PYTHON, "-c", program, "--", only=("nothing-at-all",))
+
+
 def test_runner_ignores_stderr() -> None:
     """What a testee says on standard error is no fault."""
     noisy = "import sys, runpy; print('note', file=sys.stderr); del sys.argv[0]; "
@@ -439,6 +519,13 @@ def test_runner_lists() -> None:
     ("arguments", "words"),
     [
         ([], "which program?"),
+        (["--"], "which program?"),
+        (["--jobs=0", "true"], "--jobs: must be 1 or more, not 0"),
+        (["--jobs=-1", "true"], "--jobs: must be 1 or more, not -1"),
+        (["--timeout=0", "true"], "--timeout: must be more than 0 seconds, not 0"),
+        (["--timeout", "-1", "true"], "--timeout: must be more than 0 seconds, not -1"),
+        (["--timeout=nan", "true"], "--timeout: must be more than 0 seconds, not nan"),
+        (["--vectors=/dev", "true"], "there are no vectors in /dev"),
         (["--only=nonsense", "true"], "no such vector: nonsense"),
         (["./no-such-program"], "cannot be started"),
     ],
