@@ -64,6 +64,7 @@ def test_help_of_a_command_names_its_options() -> None:
         (["frob"], "frob"),
         (["demo", "--workers", "1"], "--workers"),
         (["demo", "--workers", "many"], "--workers"),
+        (["demo", "--workers", "2.5"], "--workers"),
         (["demo", "--backend", "curio"], "--backend"),
         (["demo", "--folder", "/nowhere"], "/nowhere"),
         (["demo", "extra"], "extra"),

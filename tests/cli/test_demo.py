@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -46,11 +47,12 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def endless(tmp_path: Path) -> Path:
+def endless(tmp_path: Path) -> Iterator[Path]:
     """A folder that nobody digests within a test: its one file has no blocks, and no end."""
     with (tmp_path / "endless").open("wb") as file:
         file.truncate(2**40)
-    return tmp_path
+    yield tmp_path
+    (tmp_path / "endless").unlink()
 
 
 @pytest.mark.slow
@@ -80,6 +82,9 @@ def test_what_is_shown(folder: Path, backend: str) -> None:
     assert re.search(r"inside_message +(False|None)", result.stdout)
     assert re.search(r"rusage .* s user, .* s system, .* MB at most", result.stdout)
     assert re.search(r"by the 2 of 3 workers that are left: all digests\s+equal", result.stdout)
+    assert re.search(
+        r"unfinished +[1-9]\d* of its files, which the others take over", result.stdout
+    )
     codes = re.findall(r"\d+ (-?\d+)\b", result.stdout.rpartition("Return codes:")[2])
     assert sorted(codes) == ["-9", "0", "0"]
 
@@ -174,6 +179,52 @@ def with_worker(source: str) -> list[str]:
     return [sys.executable, "-c", program, "demo"]
 
 
+@pytest.mark.parametrize("size", [0, 10])
+def test_the_killed_worker_has_a_file_in_hand(tmp_path: Path, size: int) -> None:
+    """However small the file is, it goes to another worker."""
+    (tmp_path / "only").write_bytes(bytes(size))
+    result = run_demo("--folder", str(tmp_path))
+    assert (result.returncode, result.stderr) == (0, "")
+    assert re.search(r"unfinished +1 of its files, which the others take over", result.stdout)
+
+
+UNREADABLE = """
+from pathlib import Path
+from io import BytesIO
+true_open = Path.open
+class Half(BytesIO):
+    def read(self, size):
+        if self.tell():
+            raise OSError(5, "Input/output error")
+        return super().read(10)
+def partly(path, *arguments):
+    if path.name in NAMES:
+        raise PermissionError(13, "Permission denied")
+    return Half(bytes(100)) if path.name == "large" else true_open(path, *arguments)
+Path.open = partly
+"""
+
+
+def test_what_cannot_be_read_is_skipped(folder: Path) -> None:
+    """Files that cannot be opened, or not to their end, are counted, named and left out."""
+    source = f"NAMES = 'small-7', 'empty'\n{UNREADABLE}"
+    result = run_demo("--folder", str(folder), program=with_worker(source))
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "Skipped 3 that cannot be read: empty, large, small-7\n" in result.stdout
+    assert re.search(r"19 files, 29,000 bytes, [\d.]+ seconds: all digests equal", result.stdout)
+    assert result.stdout.count("Skipped") == 1
+    assert result.stdout.count("all digests equal") == 2
+
+
+def test_a_folder_where_nothing_can_be_read_is_a_failure(tmp_path: Path) -> None:
+    """Nothing was digested: one line says so, status 1."""
+    (tmp_path / "secret").touch()
+    source = f"NAMES = 'secret',\n{UNREADABLE}"
+    result = run_demo("--folder", str(tmp_path), program=with_worker(source))
+    assert result.returncode == 1
+    assert result.stderr == "forkwire: none of the 1 files can be read\n"
+
+
 def test_a_wrong_digest_is_a_failure(folder: Path) -> None:
     """Digests that differ from hashlib's here are counted and named, and the status is 1."""
     lie = "demo.digest_files = lambda inp, out, arg: true(inp, out, 'sha3_256')"
@@ -190,6 +241,7 @@ def test_workers_that_die_by_themselves_are_a_failure(folder: Path) -> None:
     assert result.returncode == 1
     assert result.stderr == "forkwire: no worker is left, and 0 of 22 files are done\n"
     assert result.stdout.count("ended with exit status 7") == 2
+    assert not re.search(r"unfinished +0", result.stdout)
 
 
 def test_a_worker_that_dies_by_itself_is_a_failure(

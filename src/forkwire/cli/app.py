@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import os
+from collections.abc import Sequence
 from typing import Annotated, Final
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, Token
 from cyclopts.types import ExistingDirectory
 from cyclopts.validators import Number
 
@@ -43,10 +44,21 @@ def parse_and_call() -> int:
     return command(*bound.args, **bound.kwargs) or 0
 
 
+def whole(kind: object, tokens: Sequence[Token]) -> int:
+    """A whole number; left alone, cyclopts rounds others."""
+    text = tokens[0].value
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"{text} is no whole number") from None
+
+
 @app.command
 def demo(
     *,
-    workers: Annotated[int | None, Parameter(validator=Number(gte=FEWEST, lte=MOST))] = None,
+    workers: Annotated[
+        int | None, Parameter(converter=whole, validator=Number(gte=FEWEST, lte=MOST))
+    ] = None,
     backend: BackendName = "asyncio",
     folder: ExistingDirectory | None = None,
 ) -> int:

@@ -66,24 +66,27 @@ class File(NamedTuple):
 class Round:
     """``files``, each digested once by whichever worker has room for it.
 
-    ``on_begun``: called when a worker has begun a file; ``on_done``: when its digest was checked.
-    ``done`` and ``size``: how many were digested, and their bytes. ``different``: where the
-    worker's digest is not ours. ``unfinished``: for each worker that ended on the way, how many
-    files it left to the others.
+    ``on_given``: called when a worker was given a file but for its end, so that it cannot have
+    finished it; ``on_done``: when one is through. ``left``: how many are not. ``done`` and
+    ``size``: how many were digested, and their bytes. ``different``: where the worker's digest is
+    not ours. ``unreadable``: what we could not read to its end. ``unfinished``: for each worker
+    that ended on the way, how many files it left to the others.
     """
 
     def __init__(
         self,
         files: Sequence[File],
         *,
-        on_begun: Callable[[ProcessWorker, File], None] = lambda worker, file: None,
+        on_given: Callable[[ProcessWorker, File], None] = lambda worker, file: None,
         on_done: Callable[[File], None] = lambda file: None,
     ) -> None:
         self.files = files
-        self.on_begun = on_begun
+        self.on_given = on_given
         self.on_done = on_done
+        self.left = len(files)
         self.done = self.size = 0
         self.different: list[File] = []
+        self.unreadable: set[File] = set()
         self.unfinished: dict[ProcessWorker, int] = {}
         self._ours: dict[int, tuple[int, bytes]] = {}  # number: size and digest, as we read it
 
@@ -113,22 +116,33 @@ class Round:
         """Each write waits while the worker's pipe is full."""
         out = worker.output_channel
         async for number in self._take:
+            file = self.files[number]
             in_hand.append(number)
-            await out.write_int(number)
+            if isinstance(await out.write_int(number), EndOfFile):
+                return
             size, digest = 0, hashlib.new(ALGORITHM)
-            for chunk in chunks(self.files[number].path):
+            for chunk in self._chunks(file):
                 size += len(chunk)
                 digest.update(chunk)
                 if isinstance(await write_message(out, chunk), EndOfFile):
                     return
             self._ours[number] = size, digest.digest()
-            await write_message(out, b"")
+            self.on_given(worker, file)
+            if isinstance(await write_message(out, b""), EndOfFile):
+                return
+
+    def _chunks(self, file: File) -> Iterator[bytes]:
+        try:
+            with file.path.open("rb") as stream:
+                while chunk := stream.read(CHUNK):
+                    yield chunk
+        except OSError:  # the worker gets what there was, and its digest does not count
+            self.unreadable.add(file)
 
     async def _collect(self, worker: ProcessWorker, in_hand: list[int]) -> None:
         """Returns when the worker has ended."""
         inp = worker.input_channel
         while not isinstance(number := await inp.read_int(), EndOfFile):
-            self.on_begun(worker, self.files[number])
             digest = await read_message(inp)
             if isinstance(digest, EndOfFile):
                 return
@@ -138,19 +152,15 @@ class Round:
     def _check(self, number: int, digest: bytes) -> None:
         file = self.files[number]
         size, ours = self._ours[number]
-        if digest != ours:
-            self.different.append(file)
-        self.size += size
-        self.done += 1
+        if file not in self.unreadable:
+            if digest != ours:
+                self.different.append(file)
+            self.size += size
+            self.done += 1
+        self.left -= 1
         self.on_done(file)
-        if self.done == len(self.files):
+        if not self.left:
             self._tasks.cancel_scope.cancel()
-
-
-def chunks(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            yield chunk
 
 
 def find_files(folder: Path) -> list[File]:

@@ -6,7 +6,7 @@ import resource
 import sys
 import sysconfig
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -75,15 +75,16 @@ class Demo:
             work = Round(self.files, on_done=lambda file: advance(file.size))
             await work.work(workers)
         right = self.judge(work, f"{time.monotonic() - before:.2f} seconds")
+        self.files = [file for file in self.files if file not in work.unreadable]
         ended = self.describe_ended(workers, work)
         return right and not ended
 
     async def kill_one(self, workers: Sequence[ProcessWorker]) -> bool:
         self.say(
             "A death",
-            "The largest files again; the first worker that begins one gets SIGKILL. Its channel "
-            "ends, we learn how it died, and what it had in hand goes to the others, which "
-            "notice nothing.",
+            "The largest files again; the first worker that has all of one but its end gets "
+            "SIGKILL. Its channel ends, we learn how it died, and what it had in hand goes to the "
+            "others, which notice nothing.",
         )
         killed: list[tuple[ProcessWorker, File]] = []
 
@@ -93,7 +94,7 @@ class Demo:
                 worker.kill()
 
         largest = sorted(self.files, key=lambda file: -file.size)[:LAST_SCENE_FILES]
-        work = Round(largest, on_begun=kill_first)
+        work = Round(largest, on_given=kill_first)
         await work.work(workers)
         for worker, file in killed:
             await worker.wait()
@@ -103,12 +104,18 @@ class Demo:
 
     def judge(self, work: Round, remark: str) -> bool:
         """Say how it went; whether all files were digested, and right."""
-        if work.done < len(work.files):
+        if work.left:
             complain(f"no worker is left, and {work.done} of {len(work.files)} files are done")
             return False
+        if not work.done:
+            complain(f"none of the {len(work.files)} files can be read")
+            return False
+        if work.unreadable:
+            skipped = f"Skipped {len(work.unreadable)} that cannot be read"
+            self.console.print(f"{skipped}: {self.names(work.unreadable)}")
         if work.different:
-            names = ", ".join(self.name(file) for file in sorted(work.different)[:SHOWN])
-            complain(f"{len(work.different)} of {work.done} digests differ: {names}")
+            differ = f"{len(work.different)} of {work.done} digests differ"
+            complain(f"{differ}: {self.names(work.different)}")
             return False
         self.console.print(
             f"{work.done:,} files, {work.size:,} bytes, {remark}: all digests equal", style="green"
@@ -122,14 +129,18 @@ class Demo:
             table = Table.grid(padding=(0, 2))
             for name, fact in facts_of(worker):
                 table.add_row(name, fact)
-            left = work.unfinished.get(worker, 0)
-            table.add_row("unfinished", f"{left} of its files, which the others take over")
+            if left := work.unfinished.get(worker, 0):
+                table.add_row("unfinished", f"{left} of its files, which the others take over")
             self.console.print(Padding.indent(table, 2))
         return len(ended)
 
     def say(self, heading: str, text: str) -> None:
         self.console.print(f"\n{heading}", style="bold")
         self.console.print(text)
+
+    def names(self, files: Iterable[File]) -> str:
+        shown = [self.name(file) for file in sorted(files)]
+        return ", ".join(shown[:SHOWN] + ["..."] * (len(shown) > SHOWN))
 
     def name(self, file: File) -> str:
         return printable(file.path.relative_to(self.place))
