@@ -16,7 +16,9 @@ def count_lines(inp: InputChannel, out: OutputChannel, newline: bytes) -> None:
 
 async def feed(worker: ProcessWorker, paths: Iterator[Path]) -> None:
     for path in paths:
-        await write_message(worker.output_channel, path.read_bytes())  # waits while it is full
+        sent = await write_message(worker.output_channel, path.read_bytes())  # waits while full
+        if isinstance(sent, EndOfFile):
+            return  # it died: no more of the files for this one
     await worker.output_channel.aclose()  # that was all: the worker ends
 
 
@@ -25,6 +27,7 @@ async def employ(paths: Iterator[Path], counts: list[int]) -> None:
         tasks.start_soon(feed, worker, paths)
         while not isinstance(count := await worker.input_channel.read_int(), EndOfFile):
             counts.append(count)
+    worker.check_returncode()  # if it died, what it had in hand was not counted
 
 
 async def main() -> None:
