@@ -62,3 +62,16 @@ def test_every_python_block_is_python() -> None:
     for language, source in BLOCK.findall(README.read_text()):
         if language == "python":
             compile(source, str(README), "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+
+
+def test_every_option_of_run_is_shown() -> None:
+    """Where the README lists the interface, with its default."""
+    import inspect
+
+    from forkwire import run
+
+    (call,) = re.findall(r"await run\(f, arg, .*?\)", README.read_text(), re.DOTALL)
+    for option in list(inspect.signature(run).parameters.values())[2:]:
+        shown = re.search(rf"\b{option.name}=([^,)]+)", call)
+        assert shown, option.name
+        assert eval(shown[1]) == option.default  # a literal of our own
