@@ -7,7 +7,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test long check test-all peers bench clean
+CHECKS := check-lint check-format check-mypy check-pyright check-imports
+
+.PHONY: demo test long check $(CHECKS) test-all peers bench clean
 
 demo: $(VENV)/.test
 	$(BIN)/forkwire demo
@@ -19,14 +21,24 @@ test: $(VENV)/.test
 long: $(VENV)/.test
 	$(PYTEST) -m long
 
-check: $(VENV)/.check
+check: $(CHECKS)
+
+check-lint: $(VENV)/.check
 	$(BIN)/ruff check .
+
+check-format: $(VENV)/.check
 	$(BIN)/ruff format --check .
+
+check-mypy: $(VENV)/.check
 	$(BIN)/mypy
+
+check-pyright: $(VENV)/.check
 	$(BIN)/pyright
+
+check-imports: $(VENV)/.check
 	$(BIN)/lint-imports
 
-# Every Python from 3.11 up that is found, each with an environment of its own.
+# Every Python from 3.11 up that is found, and PYTHON, each with an environment of its own.
 test-all:
 	PYTHON="$(PYTHON)" tests/all-pythons
 
