@@ -405,7 +405,7 @@ async def test_a_cancelled_write_of_a_file_is_whole(
         with contextlib.closing(OutputChannel.from_fd(os.dup(file.fileno()))) as out:
             async with anyio.create_task_group() as group:
                 begin = functools.partial(start, group, write_message, out, b"first")
-                await cancelled_in_thread(monkeypatch, "writev", begin)
+                await cancelled_in_thread(monkeypatch, "write", begin)
             assert await write_message(out, b"next") == WriteOk()
         file.seek(0)
         assert file.read() == message(b"first") + message(b"next")

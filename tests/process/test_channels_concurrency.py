@@ -16,6 +16,7 @@ import pytest
 import trio
 
 from forkwire import InputChannel, WriteOk, read_message, write_message
+from forkwire.process.backend import AsyncioBackend
 from forkwire.process.reading import Source
 from forkwire.process.waiting import FAIR_TURNS
 
@@ -204,9 +205,9 @@ def callbacks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     calls: list[int] = []
     real = Source._on_readable
 
-    def counted(source: Source) -> None:
+    def counted(source: Source, backend: AsyncioBackend) -> None:
         calls.append(source.fd)
-        real(source)
+        real(source, backend)
 
     monkeypatch.setattr(Source, "_on_readable", counted)
     return calls

@@ -106,7 +106,7 @@ def test_a_limit_without_meaning(limit: int) -> None:
     """The descriptor still belongs to the caller, unchanged."""
     read_fd, write_fd = os.pipe()
     with closing_fd(read_fd, write_fd):
-        with pytest.raises(ValueError, match="max_message_size"):
+        with pytest.raises(UsageError, match="max_message_size"):
             InputChannel.from_fd(read_fd, max_message_size=limit)
         assert os.get_blocking(read_fd)
 

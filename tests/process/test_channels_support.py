@@ -31,6 +31,7 @@ from forkwire import (
     write_message,
 )
 from forkwire.process import descriptors
+from forkwire.process.waiting import this_threads_waker
 
 __all__ = [
     "CANCELS",
@@ -194,6 +195,7 @@ def open_files() -> set[str]:
 @pytest.fixture
 def nothing_left() -> Iterator[None]:
     """Fail a test that leaves a descriptor open, or non-blocking, or a pipe counted as large."""
+    this_threads_waker()  # a thread that ever waits without a loop keeps one
     before, changed = open_files(), set(descriptors._made_nonblocking)
     large = descriptors._large_pipes
     yield
@@ -340,6 +342,8 @@ class Spy:
         self.failure: OSError | None = None
         self.most = 2**31
         monkeypatch.setattr(os, name, self)
+        if name == "writev":  # a single buffer is written with the plain call
+            monkeypatch.setattr(os, "write", lambda fd, buffer: self(fd, [buffer]))
 
     def __call__(self, fd: int, buffers: Any) -> Any:
         reads = isinstance(buffers, int)

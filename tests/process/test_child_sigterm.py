@@ -26,6 +26,7 @@ from forkwire import (
 )
 from forkwire.process import child
 from forkwire.process.backend import BackendName
+from forkwire.process.cancelling import Termination
 
 from .test_run_support import HOSTS, received, run_in, until_asleep
 
@@ -288,7 +289,7 @@ def test_sigterm_before_f_starts(kind: Any, monkeypatch: pytest.MonkeyPatch) -> 
     go, signalled = os.pipe()
     die_with_host = child.die_with_host
 
-    def wait_first(birth: child.Birth, termination: child.Termination) -> None:
+    def wait_first(birth: child.Birth, termination: Termination) -> None:
         os.read(go, 1)
         die_with_host(birth, termination)
 

@@ -99,16 +99,16 @@ def test_a_mode_that_fits(pipe: tuple[int, int]) -> None:
     near, far = ends("socketpair")
     with closing_fd(near, far):
         for fd, unwanted in ((pipe[0], os.O_WRONLY), (pipe[1], os.O_RDONLY)):
-            descriptors.check_mode(fd, unwanted)
-            descriptors.check_mode(near, unwanted)
+            descriptors.check(fd, unwanted)
+            descriptors.check(near, unwanted)
 
 
 def test_a_mode_that_does_not(pipe: tuple[int, int]) -> None:
     """The error says what is missing, and what to pass instead."""
     with pytest.raises(UsageError, match="not open for reading: pass the pipe's other end"):
-        descriptors.check_mode(pipe[1], os.O_WRONLY)
+        descriptors.check(pipe[1], os.O_WRONLY)
     with pytest.raises(UsageError, match="not open for writing: pass the pipe's other end"):
-        descriptors.check_mode(pipe[0], os.O_RDONLY)
+        descriptors.check(pipe[0], os.O_RDONLY)
 
 
 def test_an_error_keeps_its_number() -> None:

@@ -24,7 +24,7 @@ from forkwire import (
     write_message,
 )
 from forkwire.process.backend import BackendName, current_backend
-from forkwire.process.child import DEAF_TO_SIGNALS
+from forkwire.process.cancelling import DEAF_TO_SIGNALS
 
 from .test_run_support import HOSTS, received, run_in, until_asleep
 

@@ -28,6 +28,7 @@ from forkwire import (
     write_message,
 )
 from forkwire.process import child
+from forkwire.process.cancelling import Termination
 
 pytestmark = [
     pytest.mark.anyio,
@@ -304,7 +305,7 @@ async def is_terminated_when_its_loop_is_closed(
 ) -> None:
     leave = child.leave
 
-    def leave_late(status: int, termination: child.Termination) -> NoReturn:
+    def leave_late(status: int, termination: Termination) -> NoReturn:
         os.kill(os.getpid(), signal.SIGTERM)
         leave(status, termination)
 

@@ -11,13 +11,17 @@ import os
 import select
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from forkwire.process import ownership, waiting
-from forkwire.process.waiting import Patience, wait_blocking
+from forkwire.process import waiting
+from forkwire.process.waiting import Patience, Use, this_threads_waker, wait_blocking
+
+from .test_loops import in_a_child
+from .test_run_support import open_files
 
 
 class Clock:
@@ -160,15 +164,10 @@ def raising() -> Iterator[None]:
 
 
 @pytest.fixture
-def own_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def own_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a worker: the main thread's waits end when a signal arrives."""
     monkeypatch.setattr(waiting, "_wake_on_signals", False)
-    monkeypatch.setattr(waiting, "_wakeup", ())
     waiting.wake_on_signals()
-    yield
-    if waiting._wakeup:
-        for fd in waiting._wakeup:
-            ownership.close(fd)
 
 
 class LatePoll:
@@ -200,10 +199,10 @@ def test_a_signal_just_before_the_sleep_is_not_slept_through(
     monkeypatch.setattr(select, "poll", LatePoll)
     for _ in range(3):
         with pytest.raises(Interruption):
-            wait_blocking(pipe[0], select.POLLIN)
+            wait_blocking(pipe[0], select.POLLIN, this_threads_waker())
     monkeypatch.setattr(select, "poll", real_poll)
     os.write(pipe[1], b"x")
-    wait_blocking(pipe[0], select.POLLIN)
+    wait_blocking(pipe[0], select.POLLIN, this_threads_waker())
 
 
 @contextlib.contextmanager
@@ -264,8 +263,10 @@ def test_the_wakeup_descriptor_is_given_back(pipe: tuple[int, int]) -> None:
     os.set_blocking(write_fd, False)
     before = signal.set_wakeup_fd(write_fd)
     try:
-        wait_blocking(pipe[1], select.POLLOUT)
-        thread = threading.Thread(target=wait_blocking, args=(pipe[1], select.POLLOUT))
+        wait_blocking(pipe[1], select.POLLOUT, this_threads_waker())
+        thread = threading.Thread(
+            target=lambda: wait_blocking(pipe[1], select.POLLOUT, this_threads_waker())
+        )
         thread.start()
         thread.join()
     finally:
@@ -277,7 +278,58 @@ def test_the_wakeup_descriptor_is_given_back(pipe: tuple[int, int]) -> None:
 def test_a_child_forgets_its_hosts_wakeup(monkeypatch: pytest.MonkeyPatch) -> None:
     """It makes its own when it needs one."""
     monkeypatch.setattr(waiting, "_wake_on_signals", True)
-    monkeypatch.setattr(waiting, "_wakeup", (100, 101))
-    waiting.forget_wakeup()
-    assert not waiting._wake_on_signals
-    assert not waiting._wakeup
+    hosts = this_threads_waker()
+
+    def look() -> None:
+        waiting.forget_wakeup()
+        assert not waiting._wake_on_signals
+        waker = this_threads_waker()
+        assert waker is not hosts
+        waker.wake()
+        wait_blocking(waker.read_end, select.POLLIN)
+
+    assert in_a_child(look) == 0
+    assert this_threads_waker() is hosts
+
+
+def test_a_thread_takes_its_pipe_along() -> None:
+    """It is closed when the thread ends."""
+    before = open_files().keys()
+    seen: list[int] = []
+
+    def wait() -> None:
+        waker = this_threads_waker()
+        seen.extend((waker.read_end, waker.write_end))
+        assert this_threads_waker() is waker
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    thread.join()
+    assert len(seen) == 2
+    assert open_files().keys() == before
+
+
+def test_whoever_is_inside_is_woken_and_then_it_is_done(pipe: tuple[int, int]) -> None:
+    """What waits for the end of a use runs once, after it."""
+    use, inside = Use(), threading.Event()
+    done: list[int] = []
+
+    def wait() -> None:
+        use.begin()
+        try:
+            inside.set()
+            use.wait(pipe[0], select.POLLIN, lambda: False)
+            assert not done
+        finally:
+            use.end()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    inside.wait()
+    while use._waker is None:
+        time.sleep(0)
+    use.when_over(lambda: done.append(1))
+    thread.join(20)
+    assert done == [1]
+    use.when_over(lambda: done.append(2))
+    assert done == [1, 2]

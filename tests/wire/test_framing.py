@@ -21,6 +21,7 @@ from forkwire import (
     PayloadTooLargeError,
     PayloadTypeError,
     SizeLimitError,
+    UsageError,
 )
 from forkwire.wire.framing import BUFFER_SIZE, SMALL, Decoder, EndOfFile, WriteOk, encode_int, frame
 
@@ -278,7 +279,7 @@ def test_bytes_are_not_judged_before_they_are_asked_for() -> None:
 @pytest.mark.parametrize("limit", [-1, 2**31, 2**40])
 def test_a_limit_without_meaning_is_refused(limit: int) -> None:
     """A limit is 0 to 2**31 - 1 bytes."""
-    with pytest.raises(ValueError, match="0 to 2147483647"):
+    with pytest.raises(UsageError, match="0 to 2147483647"):
         Decoder(limit)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, Literal, Protocol, TypeVar
 
 import anyio.lowlevel
@@ -63,6 +63,10 @@ class Backend(Protocol):
 
     @property
     def checkpoint_if_cancelled(self) -> Callable[[], Awaitable[None]]: ...
+
+    async def uninterrupted(self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Await ``function()`` to its end; a cancellation meanwhile comes after it."""
+        ...
 
     async def in_thread(self, function: Callable[[], T]) -> T:
         """Run ``function`` in a thread, which is waited for also when the caller is cancelled."""
@@ -135,9 +139,9 @@ class AsyncioBackend:
     # On the way of every message: no method of ours in between.
     checkpoint_if_cancelled = staticmethod(anyio.lowlevel.checkpoint_if_cancelled)
 
-    async def in_thread(self, function: Callable[[], T]) -> T:
-        # anyio waits for the thread when a scope is cancelled, not when the task itself is.
-        task = self.loop.create_task(anyio.to_thread.run_sync(function))
+    async def uninterrupted(self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        # A shielded scope holds off the cancellation of scopes, not that of the task itself.
+        task = self.loop.create_task(function())
         cancelled: asyncio.CancelledError | None = None
         with anyio.CancelScope(shield=True):
             while not task.done():
@@ -148,6 +152,9 @@ class AsyncioBackend:
         if cancelled is not None:
             raise cancelled
         return task.result()
+
+    async def in_thread(self, function: Callable[[], T]) -> T:
+        return await self.uninterrupted(lambda: anyio.to_thread.run_sync(function))
 
     async def wait_readable(self, fd: int) -> None:
         await anyio.wait_readable(fd)
@@ -239,6 +246,11 @@ class TrioBackend:
         function: Callable[[], Awaitable[None]] = self._trio.lowlevel.checkpoint_if_cancelled
         return function
 
+    async def uninterrupted(self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        with anyio.CancelScope(shield=True):
+            result = await function()
+        return result
+
     async def in_thread(self, function: Callable[[], T]) -> T:
         return await anyio.to_thread.run_sync(function)
 
@@ -249,7 +261,8 @@ class TrioBackend:
         await self._trio.lowlevel.wait_writable(fd)
 
     def stop_waiting(self, fd: int) -> None:
-        self._trio.lowlevel.notify_closing(fd)
+        if self.is_current():  # else the run is over, and nobody waits
+            self._trio.lowlevel.notify_closing(fd)
 
 
 def in_trio() -> bool:

@@ -17,6 +17,7 @@ from ..wire.framing import (
     Buffer,
     EndOfFile,
     WriteOk,
+    checked_limit,
     encode_int,
     frame,
 )
@@ -113,12 +114,13 @@ class InputChannel(Channel[Source]):
         non-blocking where a loop can wait for it, and set back when the channel is closed or the
         program ends. Workers that are started later inherit it.
 
-        Raises :exc:`UsageError` when ``fd`` is not a descriptor open for reading,
-        :exc:`ChannelOSError` when it is not open, and :exc:`ValueError` for a limit that is not
-        0 to ``2**31 - 1``.
+        Raises :exc:`UsageError` when ``fd`` is not a descriptor of a stream open for reading,
+        or for a limit that is not 0 to ``2**31 - 1``, and :exc:`ChannelOSError` when it is not
+        open. Give each channel a descriptor of its own: for the second of a socket, ``os.dup(fd)``.
         """
-        descriptors.check_mode(fd, os.O_WRONLY)
-        return cls(Source(fd, max_message_size, pollable=descriptors.is_pollable(fd)))
+        checked_limit(max_message_size)
+        pollable = descriptors.check(fd, os.O_WRONLY)
+        return cls(Source(fd, max_message_size, pollable=pollable))
 
     @classmethod
     def _of_pipe(cls, fd: int, max_message_size: int, backend: Backend | None = None) -> Self:
@@ -161,11 +163,10 @@ class OutputChannel(Channel[Sink]):
         channel is closed or the program ends. Workers that are started later inherit it: whoever
         reads the other end sees its end only when they have ended too, or with ``close_fds=True``.
 
-        Raises :exc:`UsageError` when ``fd`` is not a descriptor open for writing, and
-        :exc:`ChannelOSError` when it is not open.
+        Raises :exc:`UsageError` when ``fd`` is not a descriptor of a stream open for writing, and
+        :exc:`ChannelOSError` when it is not open. Give each channel a descriptor of its own.
         """
-        descriptors.check_mode(fd, os.O_RDONLY)
-        return cls(Sink(fd, pollable=descriptors.is_pollable(fd)))
+        return cls(Sink(fd, pollable=descriptors.check(fd, os.O_RDONLY)))
 
     @classmethod
     def _of_pipe(cls, fd: int, backend: Backend | None = None) -> Self:

@@ -13,25 +13,19 @@ import faulthandler
 import functools
 import gc
 import inspect
-import io
 import os
-import select
 import signal
-import socket
-import stat
 import sys
-import threading
-import time
 import traceback
+import weakref
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
-import anyio
-
 from ..errors import ProcessWorkerIPCError, UsageError
-from . import descriptors, guard, loops, ownership, signals, waiting
+from . import cancelling, descriptors, guard, loops, ownership, signals, waiting
 from .backend import BackendName
+from .cancelling import TERMINATED, Termination
 from .channels import InputChannel, OutputChannel
 
 __all__ = ["Birth", "live"]
@@ -42,19 +36,8 @@ if sys.platform == "linux":
     prctl = ctypes.CDLL(None).prctl
     prctl.argtypes = [ctypes.c_int, ctypes.c_ulong]
 
-# Owners of descriptors that are no file objects, and where they keep the number:
-# multiprocessing.connection.Connection, trio's FdStream.
-ELSEWHERE: Final = {"Connection": "_handle", "_FdHolder": "fd"}
-
-TERMINATED: Final = 128 + int(signal.SIGTERM)
-
 # Ctrl-C, and the terminal: we are in its background.
 UNHEARD: Final = (signal.SIGINT, signal.SIGPIPE, signal.SIGTTIN, signal.SIGTTOU)
-
-# From 3.13 on Python runs no signal handler during pure bytecode in a child that was not forked on
-# the main thread.
-DEAF_TO_SIGNALS: Final = sys.version_info >= (3, 13)
-KNOCK: Final = 0.05  # seconds between attempts to make it hear
 
 
 @dataclass(slots=True)
@@ -80,26 +63,33 @@ class Birth:
     descriptors: ownership.Plan | None = None  # known at the last moment
 
 
-class Termination:
-    """Whether SIGTERM was received: then so the worker ends, whatever ``f`` makes of it."""
-
-    requested = False
-    too_late = False  # f has ended: nothing is left to cancel
-
-
 def live(birth: Birth) -> NoReturn:
     """Be the worker."""
     status = 1
     termination = Termination()
-    atexit._clear()  # what the host registered is for the host's end
     try:
+        forget_exit_functions()
         enter(birth, termination)
         status = contextvars.copy_context().run(work, birth, termination)
     except BaseException as error:
-        if not isinstance(error, SystemExit):
+        if not (isinstance(error, SystemExit) or termination.explains(error)):
             report(error, birth.f)
     finally:
         leave(status, termination)
+
+
+def forget_exit_functions() -> None:
+    """What the host registered is for the host's end; modules that did so once do it again."""
+    atexit._clear()
+    registry: Any = weakref.finalize
+    for info in registry._registry.values():
+        info.atexit = False
+    registry._registered_with_atexit = False
+    util: Any = sys.modules.get("multiprocessing.util")
+    if util is not None:
+        util._finalizer_registry.clear()
+        sys.modules["multiprocessing.process"]._children = set()  # type: ignore[attr-defined]
+        atexit.register(util._exit_function)
 
 
 def enter(birth: Birth, termination: Termination) -> None:
@@ -117,8 +107,7 @@ def enter(birth: Birth, termination: Termination) -> None:
     if birth.stderr_fd >= 0:
         take_stderr(birth.stderr_fd)
     if birth.close_fds:
-        own = {birth.input.fileno(), birth.output.fileno()} | remade(birth)
-        close_others({0, 1, 2} | own | descriptors_in(birth.arg))
+        cover_others(birth)
     gc.freeze()  # what was inherited stays shared with the host, and is never collected here
     waiting.forget_wakeup()
 
@@ -140,22 +129,20 @@ def take_stderr(fd: int) -> None:
     os.set_blocking(fd, True)
     os.dup2(fd, 2)
     ownership.close(fd)
-    sys.stderr = io.TextIOWrapper(
-        io.FileIO(2, "w", closefd=False), "utf-8", "backslashreplace", write_through=True
-    )
+    sys.stderr = open(2, "w", 1, "utf-8", "backslashreplace", closefd=False)  # noqa: SIM115
     faulthandler.enable(2)
 
 
-def descriptors_in(arg: Any) -> set[int]:
-    """Those that ``arg`` names: an int, an object with ``fileno()``, or a flat list of them."""
-    found = set()
-    for part in arg if isinstance(arg, (list, tuple, set, frozenset)) else [arg]:
-        if hasattr(part, "fileno"):
-            with contextlib.suppress(OSError, ValueError):
-                found.add(part.fileno())
-        elif isinstance(part, int) and not isinstance(part, bool):
-            found.add(part)
-    return found
+def cover_others(birth: Birth) -> None:
+    """With ``close_fds``: let go of every file but 0 to 2, our own, and those in ``arg``.
+
+    Placeholders keep the numbers: objects that own one may be anywhere in what we inherited, or in
+    a C library, and would close whatever got the number later. To search for them would touch, and
+    so copy, all of the host's memory.
+    """
+    kept = {0, 1, 2, birth.input.fileno(), birth.output.fileno()}
+    kept |= descriptors_in(birth.arg) | remade(birth)
+    ownership.overlay(descriptors.all_open() - kept)
 
 
 def remade(birth: Birth) -> set[int]:
@@ -170,54 +157,16 @@ def remade(birth: Birth) -> set[int]:
     }
 
 
-def close_others(kept: set[int]) -> None:
-    """Leave no file open but ``kept``.
-
-    Objects that own a descriptor are told first: their finalisers would close whatever gets the
-    number later. Where Python cannot find the owner (of a mapped file, an epoll, a connection of a
-    C library) a placeholder keeps the number; pipes without one are simply closed.
-    """
-    gc.unfreeze()  # frozen objects are not listed
-    for thing in gc.get_objects():
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            if isinstance(thing, (socket.socket, io.FileIO)) and thing.fileno() not in kept:
-                if isinstance(thing, socket.socket):
-                    os.close(thing.detach())
-                else:
-                    thing.close()
-            elif type(thing).__name__ in ELSEWHERE:
-                tell(thing, kept)
-    loops.close_poller()
-    covered = []
-    for fd in all_descriptors() - kept:
-        with contextlib.suppress(OSError):
-            if is_ownerless(fd):
-                os.close(fd)
-            else:
-                covered.append(fd)
-    ownership.overlay(covered)
-
-
-def is_ownerless(fd: int) -> bool:
-    """Whether nobody is left who would close ``fd``: pipes, and our placeholders."""
-    status = os.fstat(fd)
-    if stat.S_ISCHR(status.st_mode):
-        return status.st_rdev == os.stat(os.devnull).st_rdev
-    return stat.S_ISFIFO(status.st_mode)
-
-
-def tell(thing: Any, kept: set[int]) -> None:
-    """Have an object of `ELSEWHERE` forget the descriptor that it would close."""
-    name = ELSEWHERE[type(thing).__name__]
-    fd = getattr(thing, name)
-    if isinstance(fd, int) and fd >= 0 and fd not in kept:
-        setattr(thing, name, None if name == "_handle" else -1)
-        os.close(fd)
-
-
-def all_descriptors() -> set[int]:
-    """Every open one."""
-    return {int(name) for name in os.listdir("/dev/fd")}
+def descriptors_in(arg: Any) -> set[int]:
+    """Those that ``arg`` names: an int, an object with ``fileno()``, or a flat list of them."""
+    found = set()
+    for part in arg if isinstance(arg, (list, tuple, set, frozenset)) else [arg]:
+        if hasattr(part, "fileno"):
+            with contextlib.suppress(OSError, ValueError):
+                found.add(part.fileno())
+        elif isinstance(part, int) and not isinstance(part, bool):
+            found.add(part)
+    return found
 
 
 def work(birth: Birth, termination: Termination) -> int:
@@ -230,20 +179,21 @@ def work(birth: Birth, termination: Termination) -> int:
         if birth.is_async:
             result = birth.f(input_channel, output_channel, birth.arg)
         else:
-            listen_in_plain_code(birth, termination)
+            cancelling.listen_in_plain_code(termination, on_main_thread=birth.on_main_thread)
             signals.pthread_sigmask(signal.SIG_SETMASK, unblocked)
             result = birth.f(input_channel, output_channel, birth.arg)
         if inspect.isgenerator(result) or inspect.isasyncgen(result):
             raise UsageError(f"{birth.f!r} has a yield: calling it ran nothing")
         if inspect.isawaitable(result):
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-            run_awaitable(result, birth.backend, termination, unblocked)
+            cancelling.run_awaitable(result, birth.backend, termination, unblocked)
     except SystemExit as error:
         return exit_status(error)
     finally:
         termination.too_late = True
-        input_channel.close()
-        with contextlib.suppress(ProcessWorkerIPCError):  # cut short by SIGTERM, and said so then
+        with contextlib.suppress(OSError):  # f closed the descriptor itself
+            input_channel.close()
+        with contextlib.suppress(ProcessWorkerIPCError, OSError):  # or SIGTERM cut it short
             output_channel.finish()
     return 0
 
@@ -254,123 +204,8 @@ def exit_status(error: SystemExit) -> int:
         return 0
     if isinstance(error.code, int):  # also the one that SIGTERM raises
         return error.code & 0xFF
-    if sys.stderr is not None:
-        print(error.code, file=sys.stderr)
+    say(f"{error.code}\n")
     return 1
-
-
-# -- SIGTERM cancels f --------------------------------------------------------------------------
-
-
-def listen_in_plain_code(birth: Birth, termination: Termination) -> None:
-    """SIGTERM raises :exc:`SystemExit` in plain code, once."""
-
-    def on_sigterm(number: int, frame: object) -> None:
-        first = not termination.requested
-        termination.requested = True
-        if DEAF_TO_SIGNALS:
-            raise_in(threading.get_ident(), None)
-        if first and not termination.too_late:
-            raise SystemExit(TERMINATED)
-
-    signals.set_handler(signal.SIGTERM, on_sigterm)
-    if DEAF_TO_SIGNALS and not birth.on_main_thread:
-        hear_for(threading.get_ident(), termination)
-    else:
-        waiting.wake_on_signals()
-
-
-def hear_for(main: int, termination: Termination) -> None:
-    """A thread that brings a SIGTERM to a main thread whose handlers do not run by themselves.
-
-    In a blocking call they do once a signal interrupts it, so that is repeated until it helped;
-    in pure bytecode an exception is raised from here.
-    """
-    heard, write_end = descriptors.make_pipe()
-    signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
-
-    class Terminated(SystemExit):
-        def __init__(self) -> None:
-            super().__init__(TERMINATED)
-            termination.requested = True
-
-    def hear() -> None:
-        received = b""
-        while signal.SIGTERM not in received:
-            waiting.wait_blocking(heard, select.POLLIN)
-            received = os.read(heard, 64)
-        raised = False
-        while not (termination.requested or termination.too_late):
-            signal.pthread_kill(main, signal.SIGTERM)
-            time.sleep(KNOCK)
-            if not raised:
-                raised = True
-                if not termination.requested:
-                    raise_in(main, Terminated)
-
-    threading.Thread(target=hear, name="forkwire: SIGTERM", daemon=True).start()
-
-
-def raise_in(thread: int, kind: type[BaseException] | None) -> None:
-    """Have ``thread`` raise ``kind`` at its next bytecode; None takes that back."""
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(
-        ctypes.c_ulong(thread), None if kind is None else ctypes.py_object(kind)
-    )
-
-
-def run_awaitable(
-    awaitable: Awaitable[object],
-    backend: BackendName,
-    termination: Termination,
-    mask: Iterable[int],
-) -> None:
-    """Run the rest of an async ``f`` in a fresh event loop, where SIGTERM cancels it."""
-
-    async def main() -> None:
-        with anyio.CancelScope() as scope:
-
-            def on_sigterm() -> None:
-                termination.requested = True
-                scope.cancel()
-
-            await listen_in_loop(backend, on_sigterm)
-            signals.pthread_sigmask(signal.SIG_SETMASK, mask)
-            try:
-                await awaitable
-            finally:  # the loop forgets its handler, and its wake-up, before it is gone
-                signals.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-
-    if backend == "trio":
-        anyio.run(main, backend="trio")
-    else:
-        options = {"use_uvloop": backend == "uvloop"}
-        anyio.run(main, backend="asyncio", backend_options=options)
-
-
-async def listen_in_loop(backend: BackendName, on_sigterm: Callable[[], None]) -> None:
-    if backend != "trio":
-        import asyncio
-
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, on_sigterm)
-        return
-    import trio
-
-    # The number is read from the wake-up socket: whether Python gets to run the handler does not
-    # matter (DEAF_TO_SIGNALS). trio itself needs its own wake-up for Ctrl-C only.
-    read_end, write_end = socket.socketpair()
-    read_end.setblocking(False)
-    write_end.setblocking(False)
-    signal.signal(signal.SIGTERM, lambda number, frame: None)
-    signal.set_wakeup_fd(write_end.fileno(), warn_on_full_buffer=False)
-
-    async def listen() -> None:
-        with read_end, write_end:
-            while True:
-                await trio.lowlevel.wait_readable(read_end)
-                if signal.SIGTERM in read_end.recv(64):
-                    on_sigterm()
-
-    trio.lowlevel.spawn_system_task(listen, name="forkwire: SIGTERM")
 
 
 # -- the end ------------------------------------------------------------------------------------
@@ -378,8 +213,6 @@ async def listen_in_loop(backend: BackendName, on_sigterm: Callable[[], None]) -
 
 def report(error: BaseException, f: Callable[..., object]) -> None:
     """The traceback on stderr, from ``f`` on."""
-    if sys.stderr is None:  # print_exception would take stdout
-        return
     while isinstance(f, functools.partial):
         f = f.func
     f = inspect.unwrap(f)
@@ -387,8 +220,18 @@ def report(error: BaseException, f: Callable[..., object]) -> None:
     start = error.__traceback__
     while start is not None and start.tb_frame.f_code is not code:
         start = start.tb_next
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # no stderr: nowhere to say so
-        traceback.print_exception(type(error), error, start or error.__traceback__)
+    lines = traceback.format_exception(type(error), error, start or error.__traceback__)
+    say("".join(lines))
+
+
+def say(text: str) -> None:
+    """On stderr; where that is a file object without a descriptor, on descriptor 2."""
+    try:
+        sys.stderr.fileno()
+        sys.stderr.write(text)
+    except Exception:  # None, in memory as in a test, closed, or broken
+        with contextlib.suppress(OSError):
+            os.write(2, text.encode("utf-8", "backslashreplace"))
 
 
 def leave(status: int, termination: Termination) -> NoReturn:

@@ -12,6 +12,7 @@ import errno
 import fcntl
 import os
 import select
+import socket
 import stat
 import sys
 import threading
@@ -20,8 +21,9 @@ from typing import Final
 from ..errors import ChannelOSError, UsageError
 
 __all__ = [
+    "all_open",
     "as_os_error",
-    "check_mode",
+    "check",
     "flush_standard_streams",
     "grow_pipe",
     "is_gone",
@@ -45,9 +47,19 @@ LARGE_PIPE: Final = 1024 * 1024
 # takes at most a quarter of it.
 MAX_LARGE_PIPES: Final = 16
 
+O_PATH: Final[int] = getattr(os, "O_PATH", 0)
+
 CLOSED: Final = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ESHUTDOWN})
 
-_fflush = ctypes.CDLL(None).fflush
+libc = ctypes.CDLL(None)
+for _function in (libc.fflush, libc.ftrylockfile, libc.funlockfile):
+    _function.argtypes = [ctypes.c_void_p]
+# What C calls stdout and stderr.
+C_STREAMS: Final = [
+    ctypes.c_void_p.in_dll(libc, name)
+    for name in (("stdout", "stderr") if sys.platform == "linux" else ("__stdoutp", "__stderrp"))
+]
+
 _large_pipes = 0
 _large_pipes_lock = threading.RLock()  # a finaliser may come in between
 _made_nonblocking: dict[int, tuple[int, int]] = {}  # fd: its inode and the pid that changed it
@@ -55,13 +67,29 @@ _needed_nonblocking: set[int] = set()  # the channels' own; some may be duplicat
 
 
 def flush_standard_streams() -> None:
-    """Python's, and those of the C library: so that what is buffered is printed, and once."""
+    """Python's, and those of the C library: so that what is buffered is printed, and once.
+
+    One of C's that another thread is using, perhaps for as long as nobody types, is left alone.
+    """
     for stream in (sys.stdout, sys.stderr):
         try:  # noqa: SIM105  just before a fork: see `fork`
             stream.flush()
-        except (AttributeError, ValueError, OSError):  # None, closed, or broken
+        except Exception:  # None, closed, broken, or anything: it may be the application's own
             pass
-    _fflush(None)
+    for file in C_STREAMS:
+        if libc.ftrylockfile(file) == 0:
+            libc.fflush(file)
+            libc.funlockfile(file)
+
+
+def all_open() -> set[int]:
+    """The descriptors of this process."""
+    found = set()
+    for name in os.listdir("/dev/fd"):
+        with contextlib.suppress(OSError):  # the listing's own
+            os.fstat(int(name))
+            found.add(int(name))
+    return found
 
 
 def make_pipe() -> tuple[int, ...]:
@@ -94,8 +122,10 @@ def lifted(*fds: int) -> tuple[int, ...]:
     return tuple(copies)
 
 
-def check_mode(fd: int, unwanted: int) -> None:
-    """Check that ``fd`` is open, and not only in the ``unwanted`` access mode.
+def check(fd: int, unwanted: int) -> bool:
+    """Check that ``fd`` is an open stream, and not only in the ``unwanted`` access mode.
+
+    Answers whether an event loop can wait for it.
 
     Raises :exc:`UsageError` and :exc:`ChannelOSError`.
     """
@@ -113,6 +143,21 @@ def check_mode(fd: int, unwanted: int) -> None:
     if flags & os.O_ACCMODE == unwanted:
         wanted = "reading" if unwanted == os.O_WRONLY else "writing"
         raise UsageError(f"descriptor {fd} is not open for {wanted}: pass the pipe's other end")
+    if flags & O_PATH:
+        raise UsageError(f"descriptor {fd} was opened with O_PATH, and can do nothing")
+    if not is_stream(fd):
+        raise UsageError(
+            f"descriptor {fd} is a socket that keeps or cuts datagrams: pass a SOCK_STREAM one"
+        )
+    return is_pollable(fd)
+
+
+def is_stream(fd: int) -> bool:
+    """Not so: sockets of datagrams, or of packets in sequence, which cut what is too long."""
+    if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+        return True
+    with socket.socket(fileno=os.dup(fd)) as duplicate:
+        return duplicate.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE) == socket.SOCK_STREAM
 
 
 def as_os_error(error: OSError, what: str) -> ChannelOSError:

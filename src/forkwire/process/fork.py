@@ -18,7 +18,7 @@ from types import FunctionType
 from typing import Any, Final
 
 from ..errors import ForkThreadsWarning, WorkerStartError
-from . import child, descriptors, guard, ownership, signals
+from . import child, descriptors, guard, ownership, reaping, signals
 from .backend import BackendName
 from .channels import InputChannel, OutputChannel
 from .loops import loop_descriptors, open_descriptors
@@ -82,6 +82,7 @@ def get_ready() -> None:
     warn_of_threads()
     descriptors.flush_standard_streams()
     guard.ensure_guard()
+    reaping.reap_deserted()
 
 
 def open_ends(capture_stderr: bool) -> Ends:

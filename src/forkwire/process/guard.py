@@ -22,7 +22,7 @@ from typing import Final, Protocol
 from ..errors import WorkerStartError
 from . import descriptors, guard_main, ownership
 
-__all__ = ["ensure_guard", "forget", "register", "reserve", "table_copy"]
+__all__ = ["ensure_guard", "forget", "register", "reserve", "table_copy", "workers"]
 
 # Starting takes some 10 ms; a machine under heavy load gets this long.
 START_SECONDS: Final = 20.0
@@ -219,6 +219,11 @@ def reserve(worker: Guarded) -> int:
 def register(table: int, slot: int, grace: float) -> None:
     """Tell the guard of this process, a worker."""
     guard_main.write(table, slot, os.getpid(), grace)
+
+
+def workers() -> list[Guarded]:
+    """Those that have not been reaped."""
+    return list(_workers.values())
 
 
 def forget(slot: int) -> None:

@@ -113,23 +113,40 @@ def read(table: int) -> dict[int, float]:
 
 
 def signal_group(pid: int, number: int) -> None:
-    """Signal the group of ``pid``, if any of it is left."""
+    """Signal the group of ``pid``, if any of it is left, and ``pid`` itself if it has left that."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, number)
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        if os.getpgid(pid) != pid:
+            os.kill(pid, number)
+
+
+def image(pid: int) -> list[bytes]:
+    """Where the stack of ``pid`` begins (proc(5)), which is elsewhere once it has executed anew."""
+    return status(pid)[25:26]
 
 
 def wait_for_end(host: int, connection: int) -> None:
-    """Return when ``host`` has ended; a zombie has. The host holds the other end."""
+    """Return when ``host`` has ended; a zombie has, and one that executed another program.
+
+    It holds the other end of ``connection``, and may also have closed every descriptor it had.
+    """
     try:
         host_fd = open_exit_fd(host)
     except ProcessLookupError:
         return
-    if host_fd >= 0:
-        while not readable(host_fd, 3600):
+    before = image(host)
+    if host_fd < 0:
+        while not has_ended(host) and not readable(connection, POLLED):
             pass
         return
-    while not has_ended(host) and not readable(connection, POLLED):
-        pass
+    poll = select.poll()
+    poll.register(host_fd, select.POLLIN)
+    poll.register(connection, select.POLLIN)
+    while all(fd == connection for fd, _ in poll.poll()):
+        if image(host) != before:
+            return
+        poll.unregister(connection)
 
 
 def end_workers(workers: dict[int, float]) -> None:

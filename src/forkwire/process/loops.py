@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-__all__ = ["forget_running_loop", "loop_descriptors", "open_descriptors"]
+__all__ = ["cancel_trio_run", "forget_running_loop", "loop_descriptors", "open_descriptors"]
 
 
 def loop_descriptors() -> set[int]:
@@ -91,15 +91,6 @@ def trio_descriptors(runner: Any) -> set[int]:
     return {file_number(part) for part in parts if part is not None}
 
 
-def close_poller() -> None:
-    """In the child: have the loop's own poller forget its number, which is a placeholder's."""
-    selector = getattr(asyncio._get_running_loop(), "_selector", None)
-    io_manager = getattr(getattr(trio_context(), "runner", None), "io_manager", None)
-    for poller in (getattr(selector, "_selector", None), getattr(io_manager, "_epoll", None)):
-        if poller is not None:
-            poller.close()
-
-
 def file_number(part: Any) -> int:
     try:
         number: int = part.fileno()
@@ -112,6 +103,15 @@ def trio_context() -> Any:
     """Trio's thread-local state, if trio was imported."""
     module: Any = sys.modules.get("trio._core._run_context")
     return getattr(module, "GLOBAL_RUN_CONTEXT", None)
+
+
+def cancel_trio_run() -> bool:
+    """Cancel the main task of the trio run in this thread, from a signal handler; False if none."""
+    runner = getattr(trio_context(), "runner", None)
+    if runner is None or runner.main_task is None:
+        return False
+    runner.entry_queue.run_sync_soon(runner.main_task.parent_nursery.cancel_scope.cancel)
+    return True
 
 
 class Asleep:

@@ -8,6 +8,7 @@ cancelled read loses nothing. trio's loop is asked for each wait.
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import select
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from ..errors import ChannelBusyError
 from ..wire.framing import BUFFER_SIZE, END_AT_EDGE, Decoder, EndOfFile
 from . import descriptors
 from .backend import AsyncioBackend, Backend, Stop, current_backend
-from .waiting import FAIR_TURNS, Patience, wait_blocking
+from .waiting import FAIR_TURNS, LARGE_TURNS, Patience, Use
 
 __all__ = ["Source"]
 
@@ -44,6 +45,7 @@ class Source:
         self.closed = False
         self.grown = False
         self._patience: Final = Patience()
+        self._use: Final = Use()
         # A plain flag: between a test and an assignment with no call CPython neither switches
         # threads nor runs signal handlers, so that none leaves it set.
         self._reading = False
@@ -78,14 +80,18 @@ class Source:
                 await anyio.lowlevel.checkpoint()
             if self._came is not None:
                 self._account()
+            turns = 0
             while not self.closed:
                 if self._failure is not None:
                     failure, self._failure = self._failure, None
                     raise failure
                 if (item := parse()) is not None:
                     return item
+                turns += 1
                 if not self.pollable:
-                    await backend.in_thread(self.fill)
+                    await self._fill_in_thread(backend)
+                elif turns % LARGE_TURNS == 0:
+                    await anyio.lowlevel.checkpoint()
                 elif self._more:
                     self.fill()
                 elif not self._patience.pays_off(self.fill):
@@ -94,6 +100,13 @@ class Source:
             return END_AT_EDGE
         finally:
             self._reading = False
+
+    async def _fill_in_thread(self, backend: Backend) -> None:
+        self._use.begin()
+        try:
+            await backend.in_thread(self.fill)
+        finally:
+            self._use.end()
 
     def _bind(self) -> Backend:
         """Belong to the running loop; an earlier one is left."""
@@ -119,14 +132,18 @@ class Source:
         self._ready = ready
         self._waiter = backend.loop.create_future()
         if self._stop_watching is None:
-            self._stop_watching = backend.watch(self.fd, self._on_readable)
+            self._stop_watching = backend.watch(
+                self.fd, functools.partial(self._on_readable, backend)
+            )
         try:
             await self._waiter
         finally:
             self._waiter = None
 
-    def _on_readable(self) -> None:
+    def _on_readable(self, backend: AsyncioBackend) -> None:
         """The loop's callback. With nobody waiting it unregisters, to be heard no more."""
+        if backend is not self._backend:  # we moved to another loop, which this one hears late
+            return
         waiter = self._waiter
         if waiter is None or waiter.done():
             self._unwatch()
@@ -152,10 +169,12 @@ class Source:
         if self._reading:
             raise self._busy()
         self._reading = True
+        self._use.begin()
         try:
             return self._take_blocking(parse)
         finally:
             self._reading = False
+            self._use.end()
 
     def _take_blocking(self, parse: Callable[[], T | EndOfFile | None]) -> T | EndOfFile:
         # Apart: from 3.13 on "try" does not cover what is raised at the end of a loop's body.
@@ -167,8 +186,11 @@ class Source:
             if self._more:
                 self.fill()
             elif not self._patience.pays_off(self.fill):
-                wait_blocking(self.fd, select.POLLIN)
+                self._use.wait(self.fd, select.POLLIN, self._is_closed)
         return END_AT_EDGE
+
+    def _is_closed(self) -> bool:
+        return self.closed
 
     # -- both ---------------------------------------------------------------------------------
 
@@ -208,14 +230,19 @@ class Source:
     def close(self, then: Callable[[], None]) -> None:
         """Wake the reader with the end of the file, leave the loop, call ``then``."""
         self.closed = True
+        self._use.when_over(functools.partial(self._leave, then))
+
+    def _leave(self, then: Callable[[], None]) -> None:
         stop, self._stop_watching = self._stop_watching, None
 
         def wake() -> None:
-            if self._waiter is not None and not self._waiter.done():
-                self._waiter.set_result(None)
-            if self._backend is not None:
-                self._backend.stop_waiting(self.fd)
-            then()
+            try:
+                if self._waiter is not None and not self._waiter.done():
+                    self._waiter.set_result(None)
+                if self._backend is not None:
+                    self._backend.stop_waiting(self.fd)
+            finally:
+                then()
 
         if stop is not None:
             stop(wake)

@@ -73,6 +73,10 @@ class Child:
             self._backend = backend
             self._stop = backend.watch(self._exit_fd, self._on_exit)
 
+    def is_watched(self) -> bool:
+        """Whether a running loop will reap it, or it is only being forked."""
+        return not self.pid or (self._backend is not None and self._backend.is_running())
+
     def watch_somehow(self, backend: Backend) -> None:
         """`watch`; where the loop has no room for it, a thread waits."""
         self.leftovers = None
@@ -222,6 +226,13 @@ class Child:
         if self.returncode < 0:
             return f"was ended by {signal_name(-self.returncode)}"
         return f"ended with exit status {self.returncode}"
+
+
+def reap_deserted() -> None:
+    """Collect workers that ended while no loop ran that would have seen it."""
+    for worker in guard.workers():
+        if isinstance(worker, Child) and not worker.is_watched():
+            worker.reap()
 
 
 def kill_rest(pidfd: int) -> None:

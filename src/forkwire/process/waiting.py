@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -15,7 +16,10 @@ from .descriptors import make_pipe
 
 __all__ = [
     "FAIR_TURNS",
+    "LARGE_TURNS",
     "Patience",
+    "Use",
+    "Waker",
     "forget_wakeup",
     "wait_blocking",
     "wake_on_signals",
@@ -24,10 +28,13 @@ __all__ = [
 # Operations that never had to wait, after which the loop's other tasks get a turn.
 FAIR_TURNS: Final = 32
 
+# System calls for one large message, up to a megabyte each, after which they do.
+LARGE_TURNS: Final = 8
+
 sched_yield: Callable[[], None] = getattr(os, "sched_yield", lambda: None)
 
 _wake_on_signals = False
-_wakeup: tuple[int, ...] = ()
+_threads = threading.local()
 
 
 class Patience:
@@ -68,6 +75,84 @@ class Patience:
         return success
 
 
+class Waker:
+    """A pipe that ends a thread's wait: each thread that ever waits without a loop has one."""
+
+    def __init__(self) -> None:
+        self.read_end, self.write_end = ownership.make_owned(make_pipe)
+        self._pid = os.getpid()
+
+    def wake(self) -> None:
+        """End the wait, or the next one."""
+        with contextlib.suppress(BlockingIOError):  # it is full: that wakes as well
+            os.write(self.write_end, b"\0")
+
+    def __del__(self) -> None:
+        if "_pid" in self.__dict__ and self._pid == os.getpid():
+            ownership.close(self.read_end)
+            ownership.close(self.write_end)
+
+
+class Use:
+    """Who is inside a system call on a descriptor, in a thread that a loop does not control.
+
+    Only when nobody is may the descriptor be closed: its number could be another file's at once.
+    No lock: each side first says what it does and then looks what the other one did.
+    """
+
+    __slots__ = ("_active", "_then", "_waker")
+
+    def __init__(self) -> None:
+        self._active = False
+        self._then: list[Callable[[], None]] = []
+        self._waker: Waker | None = None
+
+    def begin(self) -> None:
+        """From now on. One at a time."""
+        self._active = True
+
+    def end(self) -> None:
+        """It is over; what waits for that is done."""
+        self._active = False
+        if self._then:
+            self._run()
+
+    def wait(self, fd: int, events: int, is_closed: Callable[[], bool]) -> None:
+        """Wait until ``fd`` has one of ``events`` (of :func:`select.poll`), or for `when_over`."""
+        waker = this_threads_waker()
+        self._waker = waker
+        try:
+            if not is_closed():
+                wait_blocking(fd, events, waker)
+        finally:
+            self._waker = None
+
+    def when_over(self, then: Callable[[], None]) -> None:
+        """End the wait, and call ``then``: at once if nobody is inside."""
+        self._then.append(then)
+        if not self._active:
+            self._run()
+            return
+        waker = self._waker
+        if waker is not None:
+            waker.wake()
+
+    def _run(self) -> None:
+        while self._then:
+            try:
+                then = self._then.pop()
+            except IndexError:  # another thread was quicker
+                return
+            then()
+
+
+def this_threads_waker() -> Waker:
+    waker: Waker | None = getattr(_threads, "waker", None)
+    if waker is None or waker._pid != os.getpid():
+        waker = _threads.waker = Waker()
+    return waker
+
+
 def wake_on_signals() -> None:
     """From now on the main thread's waits end when a signal arrives. For a process of our own."""
     global _wake_on_signals
@@ -76,34 +161,29 @@ def wake_on_signals() -> None:
 
 def forget_wakeup() -> None:
     """In a child: what was set up for signals was its host's."""
-    global _wake_on_signals, _wakeup
-    _wake_on_signals, _wakeup = False, ()
+    global _wake_on_signals
+    _wake_on_signals = False
 
 
-def wait_blocking(fd: int, events: int) -> None:
-    """Wait until ``fd`` has one of ``events`` (of :func:`select.poll`), is at its end, or failed.
+def wait_blocking(fd: int, events: int, waker: Waker | None = None) -> None:
+    """Wait until ``fd`` has one of ``events``, is at its end, or failed, or ``waker`` wakes us.
 
     A signal that arrives just before the wait would be handled only after it, so a worker's main
     thread waits for signals too.
     """
     poll = select.poll()
     poll.register(fd, events)
-    if not _wake_on_signals or threading.current_thread() is not threading.main_thread():
+    if waker is None:
         poll.poll()
         return
-    heard, write_end = wakeup_pipe()
-    poll.register(heard, select.POLLIN)
-    previous = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
-    try:
-        woken = any(ready == heard for ready, _ in poll.poll())
-    finally:
-        signal.set_wakeup_fd(previous)  # it may be a loop's; outside of waits Python needs none
-    if woken:
-        os.read(heard, 4096)
-
-
-def wakeup_pipe() -> tuple[int, ...]:
-    global _wakeup
-    if not _wakeup:
-        _wakeup = ownership.make_owned(make_pipe)
-    return _wakeup
+    poll.register(waker.read_end, select.POLLIN)
+    if _wake_on_signals and threading.current_thread() is threading.main_thread():
+        previous = signal.set_wakeup_fd(waker.write_end, warn_on_full_buffer=False)
+        try:
+            ready = poll.poll()
+        finally:
+            signal.set_wakeup_fd(previous)  # may be a loop's; outside of waits Python needs none
+    else:
+        ready = poll.poll()
+    if any(number == waker.read_end for number, _ in ready):
+        os.read(waker.read_end, 4096)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-import math
 import os
 import signal
 import warnings
@@ -16,7 +15,7 @@ import anyio
 import anyio.lowlevel
 
 from ..errors import ForkUnavailableError, UsageError, WorkerDied, WorkerStartError
-from ..wire.framing import MAX_PAYLOAD_SIZE
+from ..wire.framing import MAX_PAYLOAD_SIZE, checked_limit
 from . import guard_main, signals
 from .backend import Backend, BackendName, current_backend
 from .channels import InputChannel, OutputChannel
@@ -32,6 +31,7 @@ YIELDS: Final = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
 
 # Long enough for a cleanup that writes something, short enough to wait for at a prompt.
 DEFAULT_GRACE: Final = 2.0
+LONGEST_GRACE: Final = 1e9  # some thirty years
 
 
 async def run(
@@ -150,8 +150,9 @@ class ProcessWorker:
         """The exit status, a negative signal number, or None while it runs.
 
         255 if the status was lost: another part of the program waited for the process, or SIGCHLD
-        is ignored.
+        is ignored. Raises :exc:`UsageError` in a process that did not start the worker.
         """
+        self._check_process()
         self._child.reap()
         return self._child.returncode
 
@@ -182,15 +183,27 @@ class ProcessWorker:
             raise died
 
     def terminate(self) -> None:
-        """Send SIGTERM to the worker's process group: ``f`` is cancelled. Nothing if it ended."""
+        """Send SIGTERM to the worker's process group: ``f`` is cancelled. Nothing if it ended.
+
+        Raises :exc:`UsageError` in a process that did not start the worker.
+        """
+        self._check_process()
         self._child.signal_group(signal.SIGTERM)
 
     def kill(self) -> None:
-        """Send SIGKILL to the worker's process group. Nothing if it ended."""
+        """Send SIGKILL to the worker's process group. Nothing if it ended.
+
+        Raises :exc:`UsageError` in a process that did not start the worker.
+        """
+        self._check_process()
         self._child.signal_group(signal.SIGKILL)
 
     async def wait(self) -> int:
-        """Wait until the process has ended and is reaped; its ``returncode``."""
+        """Wait until the process has ended and is reaped; its ``returncode``.
+
+        Raises :exc:`UsageError` in a process that did not start the worker.
+        """
+        self._check_process()
         await anyio.lowlevel.checkpoint()
         backend = current_backend()
         ended = anyio.Event()
@@ -213,8 +226,14 @@ class ProcessWorker:
 
         A message being written is finished first, within the grace. Not interrupted by
         cancellation: it takes at most three times the grace. The worker is reaped in any case.
+
+        Raises :exc:`UsageError` in a process that did not start the worker.
         """
-        with anyio.CancelScope(shield=True):
+        self._check_process()
+        await current_backend().uninterrupted(self._close)
+
+    async def _close(self) -> None:
+        try:
             self._input.close()
             with anyio.move_on_after(self._child.grace):
                 await self._output.aclose()
@@ -230,6 +249,17 @@ class ProcessWorker:
                     return
                 end()
             await self.wait()
+        except BaseException:  # asyncio.run cancels every task at its end, also this one
+            if self.returncode is None:
+                self._child.abandon()
+            raise
+
+    def _check_process(self) -> None:
+        if self._pid != os.getpid():
+            raise UsageError(
+                f"worker {self.pid} belongs to process {self._pid}, which started it, "
+                f"not to this one ({os.getpid()}), which inherited the handle"
+            )
 
     def _discard(self) -> None:
         """End it at once: nobody has seen it yet."""
@@ -320,10 +350,9 @@ def name_of(f: object) -> str:
 
 
 def check_options(grace: object, backend: object, max_message_size: object) -> None:
-    if not (isinstance(grace, (int, float)) and 0 <= grace < math.inf):
+    if not (isinstance(grace, (int, float)) and 0 <= grace <= LONGEST_GRACE):
         raise UsageError(f"grace is a number of seconds, 0 or more, not {grace!r}")
-    if not (isinstance(max_message_size, int) and 0 <= max_message_size <= MAX_PAYLOAD_SIZE):
-        raise UsageError(f"max_message_size must be 0 to {MAX_PAYLOAD_SIZE} bytes")
+    checked_limit(max_message_size)
     if backend is None:
         return
     if backend not in get_args(BackendName):

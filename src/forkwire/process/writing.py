@@ -7,6 +7,7 @@ after it, a copy of the rest is written in the background, which keeps the turn 
 
 from __future__ import annotations
 
+import functools
 import os
 import select
 import threading
@@ -21,12 +22,14 @@ from ..errors import ChannelBusyError, ProcessWorkerIPCError
 from ..wire.framing import BUFFER_SIZE, END_AT_EDGE, WRITE_OK, EndOfFile, WriteOk
 from . import descriptors
 from .backend import Backend, current_backend
-from .waiting import FAIR_TURNS, Patience, wait_blocking
+from .waiting import FAIR_TURNS, LARGE_TURNS, Patience, Use
 
 __all__ = ["Parts", "Sink"]
 
 # One system call takes less than 2 GiB (write(2)); macOS refuses more with EINVAL.
 MAX_WRITE: Final = 2**30
+
+THREADS_TURN: Final = 0.005  # seconds between looks whether a thread is still writing
 
 Parts = Sequence[bytes | memoryview]
 
@@ -48,6 +51,7 @@ class Sink:
         self._thread_turn: Final = threading.Lock()
         self._thread = 0  # whose turn that is
         self._patience: Final = Patience()
+        self._use: Final = Use()
         self._unsuspended = 0
         self._backend = backend
 
@@ -90,6 +94,8 @@ class Sink:
     async def wait_idle(self) -> None:
         """Refuse new messages, and wait until those begun are out."""
         self.closing = True
+        while self._thread_turn.locked():  # noqa: ASYNC110  nothing tells when a thread is done
+            await anyio.sleep(THREADS_TURN)
         if self._backend is None or not self._backend.is_current():
             self._bind()
         if self._taken:
@@ -137,9 +143,17 @@ class Sink:
         """Write the rest; False if the peer, or we, closed the channel."""
         if not self.pollable:  # a file: a thread, which is waited for also when cancelled
             assert self._backend is not None
-            return bool(await self._backend.in_thread(self._advance))
+            self._use.begin()
+            try:
+                return bool(await self._backend.in_thread(self._advance))
+            finally:
+                self._use.end()
+        turns = 0
         while (done := self._advance()) is None:
-            if not self._patience.pays_off(self._writable):
+            turns += 1
+            if turns % LARGE_TURNS == 0:
+                await anyio.lowlevel.checkpoint()
+            elif not self._patience.pays_off(self._writable):
                 self._unsuspended = 0
                 try:
                     assert self._backend is not None
@@ -163,20 +177,23 @@ class Sink:
         """`put` for a thread with no event loop; several threads may."""
         if self._taken:
             self._leave_loop()
-        if self._thread == threading.get_ident():  # we are a signal handler in the midst of it
+        me = threading.get_ident()
+        if self._thread == me:  # we are a signal handler in the midst of it
             raise self._busy()
         turn = False
         try:
             # Called from C: in "with lock" (3.14) a signal handler can raise before the block.
+            # With no call in between: a handler that writes must see whose turn it is.
             (turn,) = map(self._thread_turn.acquire, (True,))
-            self._thread = threading.get_ident()
+            self._thread = me
+            self._use.begin()
             if self._rest or self._failure is not None:
-                self.finish_blocking()
+                self._finish_blocking()
                 self._raise_failure()
             if self.closing:
                 return END_AT_EDGE
             self._rest = parts
-            done = self.finish_blocking()
+            done = self._finish_blocking()
             return WRITE_OK if done else END_AT_EDGE
         except BaseException:
             if turn:
@@ -185,14 +202,30 @@ class Sink:
         finally:
             if turn:
                 self._thread = 0
-                self._thread_turn.release()
+                try:
+                    self._use.end()
+                finally:
+                    self._thread_turn.release()
 
-    def finish_blocking(self) -> bool:
+    def finish_blocking(self) -> None:
+        """Refuse new messages, and block until those begun are out."""
+        self.closing = True
+        with self._thread_turn:
+            self._use.begin()
+            try:
+                self._finish_blocking()
+            finally:
+                self._use.end()
+
+    def _finish_blocking(self) -> bool:
         """Write the rest of a message begun; False if the channel is closed."""
         while (done := self._advance()) is None:
             if not self._patience.pays_off(self._writable):
-                wait_blocking(self.fd, select.POLLOUT)
+                self._use.wait(self.fd, select.POLLOUT, self._is_closed)
         return done
+
+    def _is_closed(self) -> bool:
+        return self.closed
 
     # -- both ---------------------------------------------------------------------------------
 
@@ -264,14 +297,19 @@ class Sink:
     def close(self, then: Callable[[], None]) -> None:
         """Wake whoever writes with the end of the file, leave the loop, call ``then``."""
         self.closing = self.closed = True
+        self._use.when_over(functools.partial(self._leave, then))
+
+    def _leave(self, then: Callable[[], None]) -> None:
         backend = self._backend
         if not self._taken or backend is None or not backend.is_running():
             then()
             return
 
         def wake() -> None:
-            backend.stop_waiting(self.fd)
-            then()
+            try:
+                backend.stop_waiting(self.fd)
+            finally:
+                then()
 
         backend.call(wake)
 

@@ -9,6 +9,7 @@ next four bytes are a size or an integer. This module must not know of files, lo
 from __future__ import annotations
 
 import io
+import re
 import struct
 import sys
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from ..errors import (
     PayloadTypeError,
     ProcessWorkerIPCError,
     SizeLimitError,
+    UsageError,
 )
 
 if sys.version_info >= (3, 12):
@@ -73,6 +75,7 @@ END_AT_EDGE: Final = EndOfFile()
 END_INSIDE: Final = EndOfFile(truncated=True)
 WRITE_OK: Final = WriteOk()
 NOTHING: Final = memoryview(b"")
+FIELD_NAME: Final = re.compile(":[^:]*:")  # in the format of a buffer (PEP 3118)
 
 
 def frame(payload: Buffer) -> tuple[bytes | memoryview, ...]:
@@ -102,11 +105,17 @@ def flat_view(payload: Buffer) -> memoryview:
     """``payload`` as a one-dimensional view of bytes, or :exc:`PayloadTypeError`."""
     try:
         view = memoryview(payload)
-    except TypeError:
+    except (TypeError, ValueError, BufferError) as error:  # no buffer, or one that is closed
         hint = "encode it first" if isinstance(payload, str) else "pass bytes or any bytes-like"
+        why = "" if isinstance(error, TypeError) else f" ({error})"
         raise PayloadTypeError(
-            f"a payload must be bytes-like, not {type(payload).__name__}: {hint}"
+            f"a payload must be bytes-like, not {type(payload).__name__}{why}: {hint}"
         ) from None
+    if "O" in FIELD_NAME.sub("", view.format):
+        raise PayloadTypeError(
+            f"the payload ({type(payload).__name__}) holds Python objects, whose addresses mean "
+            "nothing to another process: encode it first"
+        )
     if view.nbytes == 0:
         return memoryview(b"")
     if not view.c_contiguous:
@@ -134,6 +143,15 @@ def encode_int(number: int) -> bytes:
         ) from None
 
 
+def checked_limit(size: object) -> int:
+    """``size`` if it can be a channel's limit. Raises :exc:`UsageError`."""
+    if isinstance(size, int) and 0 <= size <= MAX_PAYLOAD_SIZE:
+        return size
+    raise UsageError(
+        f"max_message_size is a number of bytes, 0 to {MAX_PAYLOAD_SIZE}, not {size!r}"
+    )
+
+
 class Decoder:
     """An incremental decoder of one stream.
 
@@ -150,9 +168,7 @@ class Decoder:
                  "_refusal", "_room", "_start", "missing")  # fmt: skip
 
     def __init__(self, max_message_size: int = MAX_PAYLOAD_SIZE) -> None:
-        if not 0 <= max_message_size <= MAX_PAYLOAD_SIZE:
-            raise ValueError(f"max_message_size must be 0 to {MAX_PAYLOAD_SIZE} bytes")
-        self._limit = max_message_size
+        self._limit = checked_limit(max_message_size)
         # Unparsed bytes are _held[_start:_end], and _end is the length of _held.
         self._held = b""
         self._start = self._end = 0

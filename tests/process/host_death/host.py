@@ -24,6 +24,7 @@ import anyio
 from forkwire import EndOfFile, InputChannel, OutputChannel, ProcessWorker, read_message, run
 from forkwire import write_message as write_message_async
 from forkwire.process import child
+from forkwire.process.cancelling import Termination
 from forkwire.sync import read_message as read_blocking
 from forkwire.sync import write_message
 
@@ -218,7 +219,7 @@ def lose_host(*, and_guard: bool) -> None:
     """The next worker is orphaned before it has told the guard of itself, and asked the kernel."""
     die_with_host, host = child.die_with_host, os.getpid()
 
-    def orphaned(birth: child.Birth, termination: child.Termination) -> None:
+    def orphaned(birth: child.Birth, termination: Termination) -> None:
         if and_guard:
             wait_for_end_of(kill_guard())
         os.kill(host, signal.SIGKILL)
