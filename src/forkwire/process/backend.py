@@ -247,9 +247,10 @@ class TrioBackend:
         return function
 
     async def uninterrupted(self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        results: list[T] = []
         with anyio.CancelScope(shield=True):
-            result = await function()
-        return result
+            results.append(await function())
+        return results[0]
 
     async def in_thread(self, function: Callable[[], T]) -> T:
         return await anyio.to_thread.run_sync(function)

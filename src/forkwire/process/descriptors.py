@@ -140,11 +140,11 @@ def check(fd: int, unwanted: int) -> bool:
         raise as_os_error(error, f"descriptor {fd}") from None
     except (ValueError, OverflowError) as error:
         raise UsageError(f"{fd} is not a file descriptor: {error}") from None
+    if flags & O_PATH:
+        raise UsageError(f"descriptor {fd} was opened with O_PATH, and can do nothing")
     if flags & os.O_ACCMODE == unwanted:
         wanted = "reading" if unwanted == os.O_WRONLY else "writing"
         raise UsageError(f"descriptor {fd} is not open for {wanted}: pass the pipe's other end")
-    if flags & O_PATH:
-        raise UsageError(f"descriptor {fd} was opened with O_PATH, and can do nothing")
     if not is_stream(fd):
         raise UsageError(
             f"descriptor {fd} is a socket that keeps or cuts datagrams: pass a SOCK_STREAM one"
