@@ -184,12 +184,15 @@ def test_a_signal_handler_that_writes_to_the_channel_being_written() -> None:
                 answers.append(sync.write_message(out, b"handler"))
             except ChannelBusyError as error:
                 answers.append(error)
+            handled.set()
 
-        main, over = threading.get_ident(), threading.Event()
+        main, over, handled = threading.get_ident(), threading.Event(), threading.Event()
 
         def interrupt() -> None:
-            while not over.wait(0.0001):
+            while not over.is_set():
                 signal.pthread_kill(main, signal.SIGUSR1)
+                handled.wait(PATIENCE)
+                handled.clear()
 
         before = signal.signal(signal.SIGUSR1, handler)
         reader, interrupter = Background(lambda: drain(fd)), Background(interrupt)
