@@ -201,10 +201,10 @@ class Sink:
             raise
         finally:
             if turn:
-                self._thread = 0
                 try:
                     self._use.end()
-                finally:
+                finally:  # with no call in between, as above
+                    self._thread = 0
                     self._thread_turn.release()
 
     def finish_blocking(self) -> None:
