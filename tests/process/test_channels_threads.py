@@ -257,7 +257,7 @@ async def test_a_large_message_leaves_turns_to_others() -> None:
             await write_message(out, payload)
             group.cancel_scope.cancel()
         assert reader.over() == len(payload) + 4
-    assert beats >= 8
+    assert beats >= 3
 
 
 @pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_SEQPACKET])

@@ -53,6 +53,7 @@ class Sink:
         self._patience: Final = Patience()
         self._use: Final = Use()
         self._unsuspended = 0
+        self._paused = False  # to let others have a turn, not since the rest would block
         self._backend = backend
 
     # -- with an event loop -------------------------------------------------------------------
@@ -145,13 +146,13 @@ class Sink:
             assert self._backend is not None
             self._use.begin()
             try:
-                return bool(await self._backend.in_thread(self._advance))
+                while (done := await self._backend.in_thread(self._advance)) is None:
+                    pass
+                return done
             finally:
                 self._use.end()
-        turns = 0
         while (done := self._advance()) is None:
-            turns += 1
-            if turns % LARGE_TURNS == 0:
+            if self._paused:
                 await anyio.lowlevel.checkpoint()
             elif not self._patience.pays_off(self._writable):
                 self._unsuspended = 0
@@ -232,11 +233,18 @@ class Sink:
     def _advance(self) -> bool | None:
         """Write what the system takes: True when all is out, None if the rest would block.
 
-        False: the channel is closed, here or there.
+        Or if it took much without blocking, which is a pause. False: the channel is closed, here
+        or there.
         """
         if self._count is not None:
             self._account()
+        self._paused = False
+        calls = 0
         while rest := self._rest:
+            calls += 1
+            if calls > LARGE_TURNS:
+                self._paused = True
+                return None
             if self.closed:
                 self._rest = ()
                 return False
