@@ -51,7 +51,11 @@ class Termination:
 
     def explains(self, error: BaseException) -> bool:
         """Whether ``error`` is but the cancellation that was asked for."""
-        return self.requested and type(error).__name__ == "Cancelled"  # trio's, or what it was in
+        if isinstance(error, BaseExceptionGroup):
+            return all(self.explains(part) for part in error.exceptions)
+        return self.requested and (
+            isinstance(error, Terminated) or type(error).__name__ == "Cancelled"  # trio's
+        )
 
 
 def listen_in_plain_code(termination: Termination, *, on_main_thread: bool) -> None:
@@ -117,8 +121,8 @@ def _after_fork_in_child() -> None:
     _masks.clear()
     if mask is None:
         return
+    signal.set_wakeup_fd(-1)  # shared with us: we would take the child's signals for ours
     if signal.getsignal(signal.SIGTERM) is _handler:  # else f has one of its own
-        signal.set_wakeup_fd(-1)
         signals.set_handler(signal.SIGTERM, signals.SIG_DFL)
     _handler = None
     signals.pthread_sigmask(signal.SIG_SETMASK, mask)

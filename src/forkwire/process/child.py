@@ -79,11 +79,17 @@ def live(birth: Birth) -> NoReturn:
 
 
 def forget_exit_functions() -> None:
-    """What the host registered is for the host's end; modules that did so once do it again."""
+    """What the host registered is the host's to do; modules that did so once do it again.
+
+    Also what it does when an object goes: a temporary directory outlives our reference to it.
+    """
     atexit._clear()
     registry: Any = weakref.finalize
     for info in registry._registry.values():
         info.atexit = False
+        thing = info.weakref()
+        if thing is not None:  # from now on without a callback: called by hand it still works
+            info.weakref = weakref.ref(thing)
     registry._registered_with_atexit = False
     util: Any = sys.modules.get("multiprocessing.util")
     if util is not None:
