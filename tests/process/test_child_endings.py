@@ -67,14 +67,15 @@ def end_of(kind: Any, body: Callable[[InputChannel, OutputChannel], None]) -> tu
     return anyio.run(main)
 
 
-def check_cancelled(f: F, thread: bool) -> None:
+def check_cancelled(f: F, thread: bool, asleep: bool = True) -> None:
     """SIGTERM that ``f`` gets once it is ready: its cleanup runs, nothing is printed, -15."""
 
     async def main() -> None:
         async with await run(f, None, capture_stderr=True) as worker:
             with anyio.fail_after(20):
                 assert await received(worker) == b"ready"
-                await until_asleep(worker.pid)
+                if asleep:
+                    await until_asleep(worker.pid)
                 worker.terminate()
                 assert await received(worker) == b"finally"
                 assert await worker.wait() == TERMINATED
@@ -257,6 +258,31 @@ def test_sigterm_cancels_anyio_run_in_plain_code(backend: BackendName, thread: b
         anyio.run(main, **HOSTS[backend])
 
     check_cancelled(f, thread)
+
+
+@anywhere
+@pytest.mark.parametrize("backend", HOSTS)
+def test_sigterm_cancels_a_group_of_busy_tasks(backend: BackendName, thread: bool) -> None:
+    """Which never wait for anything: it comes while one of them runs."""
+
+    def f(inp: InputChannel, out: OutputChannel, arg: object) -> None:
+        async def work() -> None:
+            while True:
+                await anyio.lowlevel.checkpoint()
+
+        async def main() -> None:
+            try:
+                async with anyio.create_task_group() as group:
+                    for _ in range(3):
+                        group.start_soon(work)
+                    await anyio.lowlevel.checkpoint()
+                    sync.write_message(out, b"ready")
+            finally:
+                sync.write_message(out, b"finally")
+
+        anyio.run(main, **HOSTS[backend])
+
+    check_cancelled(f, thread, asleep=False)
 
 
 # -- at the exit ---------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ Whatever the worker forks in turn has none of this: there SIGTERM does what it a
 
 from __future__ import annotations
 
+import _thread
 import ctypes
 import os
 import select
@@ -46,6 +47,7 @@ class Termination:
     """Whether SIGTERM was received: then so the worker ends, whatever ``f`` makes of it."""
 
     requested = False
+    asked = False  # f's loop was asked to tell it
     delivered = False  # f was told
     too_late = False  # f has ended: nothing is left to cancel
 
@@ -60,15 +62,32 @@ class Termination:
 
 def listen_in_plain_code(termination: Termination, *, on_main_thread: bool) -> None:
     """SIGTERM raises :exc:`SystemExit` in plain code, once."""
+    main = threading.get_ident()
 
     def on_sigterm(number: int, frame: object) -> None:
         termination.requested = True
         if DEAF_TO_SIGNALS:
-            raise_in(threading.get_ident(), None)
-        if not (termination.delivered or termination.too_late):
+            raise_in(main, None)
+        if termination.delivered or termination.too_late:
+            return
+        if loops.cancel_trio_run():  # its scheduler would not survive an exception
             termination.delivered = True
-            if not loops.cancel_trio_run():  # its scheduler would not survive an exception
-                raise Terminated
+            return
+        if not termination.asked and loops.call_in_asyncio_run(tell):  # nor every task of asyncio's
+            termination.asked = True
+            _thread.start_new_thread(insist, ())
+            return
+        tell()
+
+    def tell() -> None:
+        if not termination.delivered:
+            termination.delivered = True
+            raise Terminated
+
+    def insist() -> None:  # a task that does not return to its loop is interrupted after all
+        time.sleep(KNOCK)
+        if not (termination.delivered or termination.too_late):
+            signal.pthread_kill(main, signal.SIGTERM)
 
     signals.set_handler(signal.SIGTERM, on_sigterm)
     take_back_in_forks(on_sigterm)
@@ -90,7 +109,7 @@ def raise_again_if_swallowed(termination: Termination) -> None:
 
     def on_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
         if isinstance(unraisable.exc_value, Terminated):
-            threading.Thread(target=knock, name="forkwire: SIGTERM", daemon=True).start()
+            _thread.start_new_thread(knock, ())
         else:
             hook(unraisable)
 

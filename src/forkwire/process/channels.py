@@ -60,7 +60,7 @@ class Channel(Generic[Half]):
 
         A message that another task is still writing is cut short. Idempotent.
         """
-        half, owned = self._half, self._owned
+        half, owned, pid = self._half, self._owned, self._pid
         if half.closed:
             return
 
@@ -68,7 +68,8 @@ class Channel(Generic[Half]):
             if half.grown:
                 descriptors.shrink_count()
             if owned:
-                ownership.close(half.fd)
+                if pid == os.getpid():  # else it was let go of when this process was forked
+                    ownership.close(half.fd)
             else:
                 descriptors.restore_blocking(half.fd)
                 os.close(half.fd)

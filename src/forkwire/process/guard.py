@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from ..errors import WorkerStartError
-from . import descriptors, guard_main, ownership
+from . import descriptors, guard_main, ownership, signals
 
 __all__ = ["ensure_guard", "forget", "register", "reserve", "table_copy", "workers"]
 
@@ -56,24 +56,33 @@ _fresh = itertools.count()
 def ensure_guard() -> None:
     """Start the guard of this process, unless it is there.
 
-    Raises :exc:`WorkerStartError`.
+    Raises :exc:`WorkerStartError`. What a signal's handler raises comes once it is started.
     """
-    global _connection, _table, _inodes
     with _starting:
         # It never writes again: readable means that it has ended.
         if are_ours() and not guard_main.readable(_connection):
             return
-        close_ours()
+        mask = signals.pthread_sigmask(signal.SIG_BLOCK, ())
         try:
-            fds = start_guard()
-        except OSError as error:
-            raise WorkerStartError(
-                error.errno, f"the guard process could not be started: {error.strerror}"
-            ) from error
-        _connection, _table = fds
-        _inodes = os.fstat(_connection).st_ino, os.fstat(_table).st_ino
-        for fd in fds:  # from now on closed in every child by the hook below
-            ownership.disown(fd)
+            signals.pthread_sigmask(signal.SIG_BLOCK, signals.ALL_SIGNALS)
+            replace_ours()
+        finally:
+            signals.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def replace_ours() -> None:
+    global _connection, _table, _inodes
+    close_ours()
+    try:
+        fds = start_guard()
+    except OSError as error:
+        raise WorkerStartError(
+            error.errno, f"the guard process could not be started: {error.strerror}"
+        ) from error
+    _connection, _table = fds
+    _inodes = os.fstat(_connection).st_ino, os.fstat(_table).st_ino
+    for fd in fds:  # from now on closed in every child by the hook below
+        ownership.disown(fd)
 
 
 def are_ours() -> bool:

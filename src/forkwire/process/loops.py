@@ -12,10 +12,17 @@ import gc
 import os
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["cancel_trio_run", "forget_running_loop", "loop_descriptors", "open_descriptors"]
+__all__ = [
+    "call_in_asyncio_run",
+    "cancel_trio_run",
+    "forget_running_loop",
+    "loop_descriptors",
+    "open_descriptors",
+]
 
 
 def loop_descriptors() -> set[int]:
@@ -111,6 +118,15 @@ def cancel_trio_run() -> bool:
     if runner is None or runner.main_task is None:
         return False
     runner.entry_queue.run_sync_soon(runner.main_task.parent_nursery.cancel_scope.cancel)
+    return True
+
+
+def call_in_asyncio_run(function: Callable[[], None]) -> bool:
+    """Have the asyncio loop that runs in this thread call it between two tasks; False if none."""
+    loop = asyncio._get_running_loop()
+    if loop is None:
+        return False
+    loop.call_soon_threadsafe(function)
     return True
 
 

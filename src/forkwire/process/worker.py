@@ -289,7 +289,7 @@ class ProcessWorker:
     def __del__(self) -> None:
         if "_child" not in self.__dict__ or self._pid != os.getpid():
             return
-        running = self.returncode is None
+        running = self.returncode is None and not self._child.abandoned  # by its closing
         try:
             if running:  # where warnings are errors this one is raised
                 warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
@@ -351,7 +351,11 @@ def name_of(f: object) -> str:
 
 def check_options(grace: object, backend: object, max_message_size: object) -> None:
     if not (isinstance(grace, (int, float)) and 0 <= grace <= LONGEST_GRACE):
-        raise UsageError(f"grace is a number of seconds, 0 or more, not {grace!r}")
+        try:
+            what = repr(grace)
+        except ValueError:  # an int of thousands of digits
+            what = "that many"
+        raise UsageError(f"grace is a number of seconds, 0 or more, not {what}")
     checked_limit(max_message_size)
     if backend is None:
         return
