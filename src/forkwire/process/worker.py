@@ -53,9 +53,10 @@ async def run(
 
     ``grace``: seconds between SIGTERM and SIGKILL. ``close_fds``: keep only descriptors 0 to 2,
     the worker's own, and those in ``arg`` (an int, an object with ``fileno()``, or a flat list of
-    them). ``backend``: the event loop of an async ``f``, ``"asyncio"``, ``"uvloop"`` or
-    ``"trio"``; None for the one that runs here. ``capture_stderr``: pass on the child's stderr
-    line by line, and keep its end for :exc:`WorkerDied`. ``max_message_size``: of both input
+    them); placeholders that refuse everything keep the other numbers. ``backend``: the event loop
+    of an async ``f``, ``"asyncio"``, ``"uvloop"`` or ``"trio"``; None for the one that runs here.
+    ``capture_stderr``: pass on the child's stderr line by line, and keep its end for
+    :exc:`WorkerDied`. ``max_message_size``: of both input
     channels, in bytes.
 
     The child exits with status 0 when ``f`` returns, with 1 and a traceback on stderr when it
