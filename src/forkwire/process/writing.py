@@ -151,8 +151,10 @@ class Sink:
                 return done
             finally:
                 self._use.end()
+        turns = 0
         while (done := self._advance()) is None:
-            if self._paused:
+            turns += 1
+            if self._paused or turns % LARGE_TURNS == 0:
                 await anyio.lowlevel.checkpoint()
             elif not self._patience.pays_off(self._writable):
                 self._unsuspended = 0
