@@ -241,7 +241,7 @@ def test_two_loops_that_take_turns() -> None:
 
 async def test_a_large_message_leaves_turns_to_others() -> None:
     """While the peer keeps up with the writer, the loop turns all the same."""
-    payload = bytes(64 * 2**20)
+    payload = bytes(128 * 2**20)
     beats = 0
 
     async def beat() -> None:

@@ -285,6 +285,28 @@ def test_sigterm_cancels_a_group_of_busy_tasks(backend: BackendName, thread: boo
     check_cancelled(f, thread, asleep=False)
 
 
+@anywhere
+@pytest.mark.parametrize("place", ["sleeps", "reads"])
+@pytest.mark.parametrize("backend", HOSTS)
+def test_sigterm_interrupts_a_task_that_blocks_its_loop(
+    backend: BackendName, place: str, thread: bool
+) -> None:
+    """Plain code in a task that gets to no await: it is interrupted where it is."""
+
+    def f(inp: InputChannel, out: OutputChannel, arg: object) -> None:
+        async def main() -> None:
+            try:
+                sync.write_message(out, b"ready")
+                THEN[place](inp)
+            finally:
+                await anyio.sleep(0)
+                sync.write_message(out, b"finally")
+
+        anyio.run(main, **HOSTS[backend])
+
+    check_cancelled(f, thread)
+
+
 # -- at the exit ---------------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ Whatever the worker forks in turn has none of this: there SIGTERM does what it a
 from __future__ import annotations
 
 import _thread
+import contextlib
 import ctypes
 import os
 import select
@@ -15,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from types import FrameType
 from typing import Final
 
 import anyio
@@ -30,8 +32,10 @@ TERMINATED: Final = 128 + int(signal.SIGTERM)
 # the main thread.
 DEAF_TO_SIGNALS: Final = sys.version_info >= (3, 13)
 KNOCK: Final = 0.05  # seconds between attempts to make it hear
+PATIENCE: Final = 10  # attempts, where its loop was asked
 AGAIN: Final = 0.01  # seconds until an exception that was swallowed is raised anew
 
+_set_wakeup_fd: Final = signal.set_wakeup_fd
 _handler: object = None  # ours, as long as it is to be taken back in what we fork
 _masks: dict[int, frozenset[int]] = {}  # a thread that forks: what it had blocked
 
@@ -47,7 +51,7 @@ class Termination:
     """Whether SIGTERM was received: then so the worker ends, whatever ``f`` makes of it."""
 
     requested = False
-    asked = False  # f's loop was asked to tell it
+    asked = 0.0  # when f's loop was asked to tell it
     delivered = False  # f was told
     too_late = False  # f has ended: nothing is left to cancel
 
@@ -61,21 +65,26 @@ class Termination:
 
 
 def listen_in_plain_code(termination: Termination, *, on_main_thread: bool) -> None:
-    """SIGTERM raises :exc:`SystemExit` in plain code, once."""
-    main = threading.get_ident()
+    """SIGTERM raises :exc:`SystemExit` in plain code, once.
 
-    def on_sigterm(number: int, frame: object) -> None:
+    In a loop that it runs: where the loop can take it, or if it gets to nothing, where it hangs.
+    """
+    main = threading.get_ident()
+    deaf = DEAF_TO_SIGNALS and not on_main_thread
+
+    def on_sigterm(number: int, frame: FrameType | None) -> None:
         termination.requested = True
-        if DEAF_TO_SIGNALS:
+        if deaf:
             raise_in(main, None)
         if termination.delivered or termination.too_late:
             return
-        if loops.cancel_trio_run():  # its scheduler would not survive an exception
-            termination.delivered = True
-            return
-        if not termination.asked and loops.call_in_asyncio_run(tell):  # nor every task of asyncio's
-            termination.asked = True
-            _thread.start_new_thread(insist, ())
+        if not termination.asked:
+            if loops.call_in_run(tell):
+                termination.asked = time.monotonic()
+                if not deaf:
+                    _thread.start_new_thread(insist, ())
+                return
+        elif time.monotonic() < termination.asked + KNOCK or loops.is_of_a_loop(frame):
             return
         tell()
 
@@ -85,31 +94,34 @@ def listen_in_plain_code(termination: Termination, *, on_main_thread: bool) -> N
             raise Terminated
 
     def insist() -> None:  # a task that does not return to its loop is interrupted after all
-        time.sleep(KNOCK)
-        if not (termination.delivered or termination.too_late):
+        while not (termination.delivered or termination.too_late):
+            time.sleep(KNOCK)
+            signal.pthread_kill(main, signal.SIGTERM)
+
+    def try_again() -> None:
+        time.sleep(AGAIN)
+        termination.delivered, termination.asked = False, 0.0
+        if deaf:
+            bring_to(main, termination)
+        else:
             signal.pthread_kill(main, signal.SIGTERM)
 
     signals.set_handler(signal.SIGTERM, on_sigterm)
     take_back_in_forks(on_sigterm)
-    raise_again_if_swallowed(termination)
-    if DEAF_TO_SIGNALS and not on_main_thread:
-        hear_for(threading.get_ident(), termination)
+    when_swallowed(try_again)
+    if deaf:
+        hear_for(main, termination)
     else:
         waiting.wake_on_signals()
 
 
-def raise_again_if_swallowed(termination: Termination) -> None:
-    """Python ignores what is raised in a ``__del__``, or a hook at a fork: then try again."""
-    main, hook = threading.get_ident(), sys.unraisablehook
-
-    def knock() -> None:
-        time.sleep(AGAIN)
-        termination.delivered = False
-        signal.pthread_kill(main, signal.SIGTERM)
+def when_swallowed(try_again: Callable[[], None]) -> None:
+    """Python ignores what is raised in a ``__del__``, or a hook at a fork."""
+    hook = sys.unraisablehook
 
     def on_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
         if isinstance(unraisable.exc_value, Terminated):
-            _thread.start_new_thread(knock, ())
+            _thread.start_new_thread(try_again, ())
         else:
             hook(unraisable)
 
@@ -140,7 +152,7 @@ def _after_fork_in_child() -> None:
     _masks.clear()
     if mask is None:
         return
-    signal.set_wakeup_fd(-1)  # shared with us: we would take the child's signals for ours
+    forget_wakeup()  # shared with us: we would take the child's signals for ours
     if signal.getsignal(signal.SIGTERM) is _handler:  # else f has one of its own
         signals.set_handler(signal.SIGTERM, signals.SIG_DFL)
     _handler = None
@@ -157,32 +169,66 @@ os.register_at_fork(
 def hear_for(main: int, termination: Termination) -> None:
     """A thread that brings a SIGTERM to a main thread whose handlers do not run by themselves.
 
-    In a blocking call they do once a signal interrupts it, so that is repeated until it helped;
-    in pure bytecode an exception is raised from here.
+    It needs Python's only wake-up for that: the one that a loop sets is told of signals from here.
     """
     heard, write_end = descriptors.make_pipe()
-    signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+    _set_wakeup_fd(write_end, warn_on_full_buffer=False)
+    loops_own = -1
+
+    def set_loops_own(fd: int, *, warn_on_full_buffer: bool = True) -> int:
+        nonlocal loops_own
+        previous, loops_own = loops_own, fd
+        return previous
+
+    def hear() -> None:
+        told = False
+        while True:
+            waiting.wait_blocking(heard, select.POLLIN)
+            received = os.read(heard, 64)
+            with contextlib.suppress(OSError):  # closed, or full
+                if loops_own >= 0:
+                    os.write(loops_own, received)
+            if signal.SIGTERM in received and not told:
+                told = True
+                bring_to(main, termination)
+
+    signal.set_wakeup_fd = set_loops_own
+    threading.Thread(target=hear, name="forkwire: SIGTERM", daemon=True).start()
+
+
+def forget_wakeup() -> None:
+    """There is none from now on, and whoever sets one does."""
+    signal.set_wakeup_fd = _set_wakeup_fd
+    _set_wakeup_fd(-1)
+
+
+def bring_to(main: int, termination: Termination) -> None:
+    """Have a deaf ``main`` hear of SIGTERM.
+
+    In a blocking call it does once a signal interrupts it, so that is repeated until it helped; in
+    pure bytecode its loop is asked, or an exception raised from here.
+    """
 
     class Heard(Terminated):
         def __init__(self) -> None:
             super().__init__()
             termination.requested = termination.delivered = True
 
-    def hear() -> None:
-        received = b""
-        while signal.SIGTERM not in received:
-            waiting.wait_blocking(heard, select.POLLIN)
-            received = os.read(heard, 64)
-        raised = False
-        while not (termination.requested or termination.too_late):
-            signal.pthread_kill(main, signal.SIGTERM)
-            time.sleep(KNOCK)
-            if not raised:
-                raised = True
-                if not termination.requested:
-                    raise_in(main, Heard)
+    def tell() -> None:
+        if not termination.delivered:
+            raise Heard
 
-    threading.Thread(target=hear, name="forkwire: SIGTERM", daemon=True).start()
+    knocks, last = 0, 1
+    while not (termination.delivered or termination.too_late):
+        signal.pthread_kill(main, signal.SIGTERM)
+        time.sleep(KNOCK)
+        if termination.delivered:
+            break
+        knocks += 1
+        if knocks == 1 and loops.call_in_run_of(main, tell):
+            last = PATIENCE
+        if knocks == last:
+            raise_in(main, Heard)
 
 
 def raise_in(thread: int, kind: type[BaseException] | None) -> None:
@@ -215,6 +261,7 @@ def run_awaitable(
             finally:  # the loop forgets its handler, and its wake-up, before it is gone
                 signals.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 
+    forget_wakeup()
     if backend == "trio":
         anyio.run(main, backend="trio")
     else:

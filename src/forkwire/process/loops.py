@@ -14,15 +14,19 @@ import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, Final
 
 __all__ = [
-    "call_in_asyncio_run",
-    "cancel_trio_run",
+    "call_in_run",
+    "call_in_run_of",
     "forget_running_loop",
+    "is_of_a_loop",
     "loop_descriptors",
     "open_descriptors",
 ]
+
+LOOP_CODE: Final = frozenset({"anyio", "asyncio", "outcome", "selectors", "trio", "uvloop"})
 
 
 def loop_descriptors() -> set[int]:
@@ -112,22 +116,54 @@ def trio_context() -> Any:
     return getattr(module, "GLOBAL_RUN_CONTEXT", None)
 
 
-def cancel_trio_run() -> bool:
-    """Cancel the main task of the trio run in this thread, from a signal handler; False if none."""
+def call_in_run(tell: Callable[[], None]) -> bool:
+    """In a signal handler: have the loop that runs in this thread call it; False if none does.
+
+    It raises SystemExit: that ends a run of asyncio's; of trio's it cancels the main task. Raised
+    in the midst of a loop's own work it would break the loop.
+    """
     runner = getattr(trio_context(), "runner", None)
+    if runner is not None:
+        return cancel_trio_run(runner, tell)
+    loop = asyncio._get_running_loop()
+    if loop is not None:
+        loop.call_soon_threadsafe(tell)
+    return loop is not None
+
+
+def call_in_run_of(thread: int, tell: Callable[[], None]) -> bool:
+    """The same from another thread; False also for a loop without frames: uvloop's."""
+    frame = sys._current_frames().get(thread)
+    while frame is not None:
+        where = frame.f_globals.get("__name__"), frame.f_code.co_name
+        if where == ("trio._core._run", "run"):
+            return cancel_trio_run(frame.f_locals.get("runner"), tell)
+        if where == ("asyncio.base_events", "run_forever"):
+            frame.f_locals["self"].call_soon_threadsafe(tell)
+            return True
+        frame = frame.f_back
+    return False
+
+
+def cancel_trio_run(runner: Any, tell: Callable[[], None]) -> bool:
     if runner is None or runner.main_task is None:
         return False
-    runner.entry_queue.run_sync_soon(runner.main_task.parent_nursery.cancel_scope.cancel)
+    scope = runner.main_task.parent_nursery.cancel_scope
+
+    def cancel() -> None:
+        try:
+            tell()
+        except SystemExit:
+            scope.cancel()
+
+    runner.entry_queue.run_sync_soon(cancel)
     return True
 
 
-def call_in_asyncio_run(function: Callable[[], None]) -> bool:
-    """Have the asyncio loop that runs in this thread call it between two tasks; False if none."""
-    loop = asyncio._get_running_loop()
-    if loop is None:
-        return False
-    loop.call_soon_threadsafe(function)
-    return True
+def is_of_a_loop(frame: FrameType | None) -> bool:
+    """Whether this is a loop's own code: it comes to an end, or waits for what the loop is told."""
+    name = "" if frame is None else str(frame.f_globals.get("__name__"))
+    return name.partition(".")[0] in LOOP_CODE
 
 
 class Asleep:

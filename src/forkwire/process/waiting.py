@@ -28,8 +28,8 @@ __all__ = [
 # Operations that never had to wait, after which the loop's other tasks get a turn.
 FAIR_TURNS: Final = 32
 
-# System calls for one large message, up to a megabyte each, after which they do.
-LARGE_TURNS: Final = 8
+# System calls for one large message, some megabytes each at most, after which they do.
+LARGE_TURNS: Final = 4
 
 sched_yield: Callable[[], None] = getattr(os, "sched_yield", lambda: None)
 

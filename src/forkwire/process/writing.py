@@ -26,8 +26,9 @@ from .waiting import FAIR_TURNS, LARGE_TURNS, Patience, Use
 
 __all__ = ["Parts", "Sink"]
 
-# One system call takes less than 2 GiB (write(2)); macOS refuses more with EINVAL.
-MAX_WRITE: Final = 2**30
+# What one system call is given: it goes on for as long as the peer makes room, and the loop waits.
+# (It takes less than 2 GiB, write(2); macOS refuses more with EINVAL.)
+MAX_WRITE: Final = 2**22
 
 THREADS_TURN: Final = 0.005  # seconds between looks whether a thread is still writing
 
