@@ -18,6 +18,7 @@ import anyio
 import pytest
 import trio
 import trio.testing
+import uvloop  # noqa: F401  first imported in a worker it would find another set_wakeup_fd
 
 from forkwire import InputChannel, OutputChannel, read_message, run, sync, write_message
 from forkwire.process.backend import BackendName

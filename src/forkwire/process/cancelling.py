@@ -81,8 +81,7 @@ def listen_in_plain_code(termination: Termination, *, on_main_thread: bool) -> N
         if not termination.asked:
             if loops.call_in_run(tell):
                 termination.asked = time.monotonic()
-                if not deaf:
-                    _thread.start_new_thread(insist, ())
+                _thread.start_new_thread(insist, ())
                 return
         elif time.monotonic() < termination.asked + KNOCK or loops.is_of_a_loop(frame):
             return

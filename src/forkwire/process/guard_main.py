@@ -122,8 +122,11 @@ def signal_group(pid: int, number: int) -> None:
 
 
 def image(pid: int) -> list[bytes]:
-    """Where the stack of ``pid`` begins (proc(5)), which is elsewhere once it has executed anew."""
-    return status(pid)[25:26]
+    """Where the stack of ``pid`` begins (proc(5)), which is elsewhere once it has executed anew.
+
+    [] if that is unknown, or it is about to end and has none.
+    """
+    return [place for place in status(pid)[25:26] if place != b"0"]
 
 
 def wait_for_end(host: int, connection: int) -> None:
@@ -137,14 +140,19 @@ def wait_for_end(host: int, connection: int) -> None:
         return
     before = image(host)
     if host_fd < 0:
-        while not has_ended(host) and not readable(connection, POLLED):
-            pass
+        while not has_ended(host):
+            if readable(connection, POLLED):
+                time.sleep(POLLED)  # its descriptors go first, its children a moment later
+                return
         return
     poll = select.poll()
     poll.register(host_fd, select.POLLIN)
     poll.register(connection, select.POLLIN)
     while all(fd == connection for fd, _ in poll.poll()):
-        if image(host) != before:
+        # Closed by a host that ends, too: but as long as that is the parent of its children, one
+        # of them may still register.
+        now = image(host)
+        if now and now != before:
             return
         poll.unregister(connection)
 
