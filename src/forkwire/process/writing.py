@@ -90,7 +90,10 @@ class Sink:
             raise
         finally:
             if not in_background:
-                self._pass_turn()
+                if self._queue:
+                    self._pass_turn()
+                else:  # no call, at which a signal handler could raise and the turn stay taken
+                    self._taken = False
         return WRITE_OK if done else END_AT_EDGE
 
     async def wait_idle(self) -> None:
