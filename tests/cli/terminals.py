@@ -22,6 +22,7 @@ LOGIN = "import os, sys; os.login_tty(0); os.execvp(sys.argv[1], sys.argv[1:])"
 def environment(**variables: str) -> dict[str, str]:
     """No home, no locale, no terminal settings of the person who runs the tests."""
     ours = {name: text for name, text in os.environ.items() if name.startswith("PYTHON")}
+    ours.pop("PYTHONUNBUFFERED", None)  # it hides what becomes of the last output
     return {**ours, "PATH": os.environ["PATH"], **variables}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
@@ -26,13 +27,28 @@ def guarded(command: Callable[[], int]) -> int:
     status = 0
     try:
         status = command()
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here, where a fault can be told
     except* KeyboardInterrupt:
         status = SIGNALLED + signal.SIGINT
     except* BrokenPipeError:
         status = SIGNALLED + signal.SIGPIPE
     except* (ForkwireError, OSError) as group:
         status = complain(first_of(group))
+    let_go_of_what_cannot_be_written()
     return status
+
+
+def let_go_of_what_cannot_be_written() -> None:
+    """Else the interpreter would try it again at its exit, and say that it failed."""
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.flush()
+    except OSError:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
 
 
 def complain(fault: object, status: int = FAILURE) -> int:
