@@ -7,11 +7,23 @@
     ├── ProcessWorkerIPCError                     reading or writing a channel failed
     │   ├── PeerError                             the other side broke the protocol
     │   │   ├── NegativeSizeError                 it announced a message of negative size
-    │   │   └── SizeLimitError                    it announced more than this channel's limit
+    │   │   ├── SizeLimitError                    it announced more than this channel's limit
+    │   │   └── ProtocolError                     it broke the protocol of calls
     │   ├── ChannelOSError (OSError)              the operating system refused
     │   ├── ChannelBusyError (RuntimeError)       a second reader at the same time
     │   ├── PayloadTypeError (TypeError)          the payload is not bytes-like
     │   └── PayloadTooLargeError (ValueError)     the payload or integer has no encoding
+    ├── CallError                                 a call ended with no result
+    │   ├── RemoteError                           the handler raised; also the builtin that it was
+    │   ├── MethodNotFoundError (AttributeError)  the service offers nothing of that name
+    │   ├── InvalidArgumentsError (TypeError)     they do not fit the signature
+    │   ├── WrongKindError (TypeError)            what yields is streamed, all else is called
+    │   ├── ValueEncodeError (TypeError)          a value has no encoding
+    │   ├── ValueDecodeError (ValueError)         a value is not what the annotation says
+    │   ├── CallCancelledError                    the other side gave it up
+    │   ├── DeadlineExceededError (TimeoutError)  its time was over
+    │   ├── TooManyCallsError                     more in flight than the other side takes
+    │   └── WorkerClosedError                     the worker was closed, or is closing
     └── WorkerError                               a worker could not start, or ended badly
         ├── WorkerStartError (OSError)            fork or one of its preparations failed
         ├── ForkUnavailableError                  this platform has no fork
@@ -29,21 +41,33 @@ if TYPE_CHECKING:
     import resource
 
 __all__ = [
+    "CallCancelledError",
+    "CallError",
     "ChannelBusyError",
     "ChannelOSError",
+    "DeadlineExceededError",
     "ForkThreadsWarning",
     "ForkUnavailableError",
     "ForkwireError",
+    "InvalidArgumentsError",
+    "MethodNotFoundError",
     "NegativeSizeError",
     "PayloadTooLargeError",
     "PayloadTypeError",
     "PeerError",
     "ProcessWorkerIPCError",
+    "ProtocolError",
+    "RemoteError",
     "SizeLimitError",
+    "TooManyCallsError",
     "UsageError",
+    "ValueDecodeError",
+    "ValueEncodeError",
+    "WorkerClosedError",
     "WorkerDied",
     "WorkerError",
     "WorkerStartError",
+    "WrongKindError",
     "signal_name",
 ]
 
@@ -118,6 +142,54 @@ class PayloadTooLargeError(ProcessWorkerIPCError, ValueError):
 
     Nothing was sent (protocol-spec/1-framing.md, F-22 and F-23).
     """
+
+
+class ProtocolError(PeerError):
+    """The peer broke the protocol of calls (protocol-spec/3-calls.md). The session is over."""
+
+
+class CallError(ForkwireError):
+    """A call ended with no result."""
+
+
+class RemoteError(CallError):
+    """The handler raised."""
+
+
+class MethodNotFoundError(CallError, AttributeError):
+    """The service offers nothing of that name. Nothing was run."""
+
+
+class InvalidArgumentsError(CallError, TypeError):
+    """The arguments do not fit the handler's signature or annotations. Nothing was run."""
+
+
+class WrongKindError(CallError, TypeError):
+    """A function that yields was called, or one that does not was streamed. Nothing was run."""
+
+
+class ValueEncodeError(CallError, TypeError):
+    """A value has no encoding. The message names its path, its type and what to do."""
+
+
+class ValueDecodeError(CallError, ValueError):
+    """A value that arrived is not what the annotation says. The message names its path."""
+
+
+class CallCancelledError(CallError):
+    """The other side gave the call up, though nobody here asked for that."""
+
+
+class DeadlineExceededError(CallError, TimeoutError):
+    """The call's time was over before it ended; the handler was stopped."""
+
+
+class TooManyCallsError(CallError):
+    """More calls were in flight than the other side takes. Nothing was run."""
+
+
+class WorkerClosedError(CallError):
+    """The worker was closed on this side, or is closing. Nothing was run."""
 
 
 class WorkerError(ForkwireError):
