@@ -40,6 +40,7 @@ __all__ = [
     "Sent",
     "StreamRef",
     "Unknown",
+    "array_of",
     "parse",
 ]
 
@@ -353,3 +354,23 @@ def parse_unknown(array: list[Any]) -> Ignored | Unknown:
             )
         return Unknown(number, array[1])
     return Ignored(number)
+
+
+def array_of(message: Known) -> list[Any]:
+    """The array of ``message``, to be encoded. Empty maps at the end of a call are left off."""
+    if isinstance(message, Call):
+        head: list[Any] = [1, message.id, message.method, message.args]
+    elif isinstance(message, Notify):
+        head = [2, message.method, message.args]
+    else:
+        return [message.TYPE, *[getattr(message, name) for name in NAMES[type(message)]]]
+    if message.meta:
+        head += (message.kwargs, message.meta)
+    elif message.kwargs:
+        head.append(message.kwargs)
+    return head
+
+
+NAMES: Final = {
+    kind: tuple(field.name for field in dataclasses.fields(kind)) for kind, _, _ in TABLE.values()
+}
