@@ -20,7 +20,7 @@ import traceback
 import weakref
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, TextIO
 
 from ..errors import ProcessWorkerIPCError, UsageError
 from . import cancelling, descriptors, guard, loops, ownership, signals, waiting
@@ -53,6 +53,8 @@ class Birth:
     input: InputChannel
     output: OutputChannel
     stderr_fd: int  # -1: inherited
+    stdout_fd: int  # the same
+    null_stdin: bool
     table: int  # the guard's
     slot: int  # in it
     open_before: dict[int, str]  # what the host had open, where that matters
@@ -110,8 +112,13 @@ def enter(birth: Birth, termination: Termination) -> None:
     for number in UNHEARD:
         signals.set_handler(number, signals.SIG_IGN)
     signals.set_handler(signal.SIGTERM, signals.SIG_DFL)
+    if birth.null_stdin:
+        take_null_as_stdin()
+    if birth.stdout_fd >= 0:
+        sys.stdout = take_output(birth.stdout_fd, 1)
     if birth.stderr_fd >= 0:
-        take_stderr(birth.stderr_fd)
+        sys.stderr = take_output(birth.stderr_fd, 2)
+        faulthandler.enable(2)  # crashes speak there
     if birth.close_fds:
         cover_others(birth)
     gc.freeze()  # what was inherited stays shared with the host, and is never collected here
@@ -130,13 +137,22 @@ def die_with_host(birth: Birth, termination: Termination) -> None:
         leave(TERMINATED, termination)
 
 
-def take_stderr(fd: int) -> None:
-    """Descriptor 2, and so ``sys.stderr``, is the pipe that the host reads; crashes speak there."""
+def take_output(fd: int, standard: int) -> TextIO:
+    """Descriptor ``standard`` is the pipe that the host reads, and so is the answered stream."""
     os.set_blocking(fd, True)
-    os.dup2(fd, 2)
+    os.dup2(fd, standard)
     ownership.close(fd)
-    sys.stderr = open(2, "w", 1, "utf-8", "backslashreplace", closefd=False)  # noqa: SIM115
-    faulthandler.enable(2)
+    return open(standard, "w", 1, "utf-8", "backslashreplace", closefd=False)
+
+
+def take_null_as_stdin() -> None:
+    """Nothing is ever read from the host's stdin, not even what it has in a buffer."""
+    null = os.open(os.devnull, os.O_RDONLY)
+    if null != 0:
+        os.dup2(null, 0)
+        os.close(null)
+    os.set_inheritable(0, True)
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
 
 
 def cover_others(birth: Birth) -> None:

@@ -46,6 +46,8 @@ class Options:
     max_message_size: int
     close_fds: bool
     capture_stderr: bool
+    capture_stdout: bool = False
+    null_stdin: bool = False
 
 
 @dataclass(slots=True)
@@ -59,20 +61,24 @@ class Ends:
     table: int
     stderr: int = -1
     child_stderr: int = -1
+    stdout: int = -1
+    child_stdout: int = -1
 
     def ours(self) -> list[int]:
         """Those that the host keeps."""
-        return [fd for fd in (self.input, self.output, self.stderr) if fd >= 0]
+        return [fd for fd in (self.input, self.output, self.stderr, self.stdout) if fd >= 0]
 
     def theirs(self) -> list[int]:
         """Those that the worker keeps."""
-        ends = (self.child_input, self.child_output, self.table, self.child_stderr)
-        return [fd for fd in ends if fd >= 0]
+        read_and_written = (self.child_input, self.child_output, self.table)
+        said = (self.child_stderr, self.child_stdout)
+        return [fd for fd in (*read_and_written, *said) if fd >= 0]
 
     def close_theirs(self) -> None:
         """In the host, once there is a worker, or will be none. Idempotent."""
         theirs = self.theirs()
-        self.child_input = self.child_output = self.table = self.child_stderr = -1
+        self.child_input = self.child_output = self.table = -1
+        self.child_stderr = self.child_stdout = -1
         for fd in theirs:
             ownership.close(fd)
 
@@ -85,7 +91,7 @@ def get_ready() -> None:
     reaping.reap_deserted()
 
 
-def open_ends(capture_stderr: bool) -> Ends:
+def open_ends(capture_stderr: bool, capture_stdout: bool = False) -> Ends:
     """Open what a worker needs. Raises :exc:`WorkerStartError`; nothing is left open then."""
 
     def make() -> tuple[int, ...]:
@@ -94,7 +100,7 @@ def open_ends(capture_stderr: bool) -> Ends:
             opened += descriptors.make_pipe()
             opened += descriptors.make_pipe()
             opened.append(guard.table_copy())
-            if capture_stderr:
+            for _ in range(capture_stderr + capture_stdout):
                 opened += descriptors.make_pipe()
         except BaseException:
             for fd in opened:
@@ -103,11 +109,17 @@ def open_ends(capture_stderr: bool) -> Ends:
         return tuple(opened)
 
     try:
-        return Ends(*ownership.make_owned(make))
+        opened = ownership.make_owned(make)
     except OSError as error:
         raise WorkerStartError(
             error.errno, f"no pipe could be opened for a worker: {error.strerror}"
         ) from error
+    ends = Ends(*opened[:5])
+    if capture_stderr:
+        ends.stderr, ends.child_stderr = opened[5:7]
+    if capture_stdout:
+        ends.stdout, ends.child_stdout = opened[-2:]
+    return ends
 
 
 def prepare(
@@ -130,6 +142,8 @@ def prepare(
         input=InputChannel._of_pipe(ends.child_input, limit)._of_process(NOBODY),
         output=OutputChannel._of_pipe(ends.child_output)._of_process(NOBODY),
         stderr_fd=ends.child_stderr,
+        stdout_fd=ends.child_stdout,
+        null_stdin=options.null_stdin,
         table=ends.table,
         slot=slot,
         open_before=open_descriptors() if options.close_fds else {},
@@ -206,7 +220,7 @@ def warn_of_threads() -> None:
         "now stays locked in the worker. Start workers before threads, or keep to code in the "
         "worker that shares no lock with them",
         ForkThreadsWarning,
-        stacklevel=4,
+        stacklevel=5,
     )
 
 

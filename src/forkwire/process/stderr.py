@@ -1,4 +1,4 @@
-"""What a worker says on stderr: passed on line by line, its end kept for the report of a death."""
+"""What a worker says on stderr or stdout: passed on line by line, its end kept for the report."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import contextlib
 import os
 import sys
 import threading
-from typing import Final
+from collections.abc import Callable
+from typing import Final, TextIO
 
 from . import ownership
 from .backend import Backend, Stop
 
-__all__ = ["StderrRelay"]
+__all__ = ["Relay", "Sink", "to_stderr", "to_stdout", "write_to"]
+
+Sink = Callable[[str], None]
 
 KEPT: Final = 64 * 1024  # bytes kept: faulthandler prints up to 100 frames for each thread
 TAIL: Final = 8 * 1024  # characters of them in a report
@@ -21,11 +24,36 @@ AT_ONCE: Final = 64 * 1024  # what a pipe holds: more comes only from somebody w
 CRASH: Final = "Fatal Python error: "  # how faulthandler begins
 
 
-class StderrRelay:
-    """Reads a pipe whenever there is something; the loop holds this, never the worker's handle."""
+def write_to(stream: TextIO | None, text: str) -> None:
+    """Write at once, so that no other worker's line comes in between. Never raises."""
+    if stream is not None:
+        with contextlib.suppress(Exception):  # theirs, of a stream that somebody put there
+            stream.write(text)
+            stream.flush()
 
-    def __init__(self, fd: int) -> None:
+
+def to_stderr(text: str) -> None:
+    """Pass it on to what is ``sys.stderr`` now."""
+    write_to(sys.stderr, text)
+
+
+def to_stdout(text: str) -> None:
+    """Pass it on to what is ``sys.stdout`` now."""
+    write_to(sys.stdout, text)
+
+
+class Relay:
+    """Reads a pipe whenever there is something; the loop holds this, never the worker's handle.
+
+    Without a ``label`` the text is passed on as it came. With one, each line begins with it, a
+    part of a long line is a line of its own, and the last line ends with a newline.
+    """
+
+    def __init__(self, fd: int, sink: Sink = to_stderr) -> None:
         self.fd = fd
+        self.sink = sink
+        self.label = ""
+        self._inside_line = False
         self._kept = bytearray()
         self._line = bytearray()
         self._decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
@@ -104,7 +132,16 @@ class StderrRelay:
     def _pass_on(self, count: int, *, final: bool = False) -> None:
         text = self._decoder.decode(self._line[:count], final)
         del self._line[:count]
-        if text and sys.stderr is not None:
-            with contextlib.suppress(Exception):  # theirs, of a stream that somebody put there
-                sys.stderr.write(text)
-                sys.stderr.flush()
+        if self.label:
+            text = self._labelled(text)
+        if text:
+            self.sink(text)
+
+    def _labelled(self, text: str) -> str:
+        if self._inside_line and text.startswith("\n"):  # that line was ended for it
+            text, self._inside_line = text[1:], False
+        if not text:
+            return ""
+        self._inside_line = not text.endswith("\n")
+        lines = text.removesuffix("\n").split("\n")
+        return "".join(f"{self.label}{line}\n" for line in lines)

@@ -21,9 +21,9 @@ from .backend import Backend, BackendName, current_backend
 from .channels import InputChannel, OutputChannel
 from .fork import Options, fork_worker, get_ready, open_ends, prepare
 from .reaping import Child
-from .stderr import StderrRelay
+from .stderr import Relay, Sink, to_stderr, to_stdout
 
-__all__ = ["DEFAULT_GRACE", "ProcessWorker", "run"]
+__all__ = ["DEFAULT_GRACE", "ProcessWorker", "run", "start_worker"]
 
 T = TypeVar("T")
 
@@ -75,16 +75,33 @@ async def run(
             "run() forks, and this platform has no fork: use Linux or macOS (on Windows, WSL)"
         )
     await anyio.lowlevel.checkpoint()
+    name = backend or current_backend().name
+    options = Options(name, grace, max_message_size, close_fds, capture_stderr)
+    return start_worker(f, arg, options)
+
+
+def start_worker(
+    f: Callable[[InputChannel, OutputChannel, T], Awaitable[object] | object],
+    arg: T,
+    options: Options,
+    *,
+    label: str = "",
+    sinks: tuple[Sink, Sink] = (to_stdout, to_stderr),
+) -> ProcessWorker:
+    """What `run` does after its checks, for the layers above. In the loop's thread.
+
+    ``label``: begins each captured line, as ``[label pid]``. ``sinks``: where what is captured of
+    stdout and of stderr goes.
+    """
     here = current_backend()
-    options = Options(backend or here.name, grace, max_message_size, close_fds, capture_stderr)
     get_ready()
     worker = None
     mask = signals.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
         try:
             signals.pthread_sigmask(signal.SIG_BLOCK, signals.ALL_SIGNALS)
-            worker = ProcessWorker(options, here)
-            worker._start(f, arg, options, here, mask)
+            worker = ProcessWorker(options, here, sinks)
+            worker._start(f, arg, options, here, mask, label)
         finally:
             signals.pthread_sigmask(signal.SIG_SETMASK, mask)  # a handler may raise here
         return worker
@@ -100,13 +117,19 @@ class ProcessWorker:
     An async context manager: leaving it closes the worker as :meth:`aclose` does.
     """
 
-    def __init__(self, options: Options, backend: Backend) -> None:
+    def __init__(
+        self,
+        options: Options,
+        backend: Backend,
+        sinks: tuple[Sink, Sink] = (to_stdout, to_stderr),
+    ) -> None:
         self._pid = os.getpid()
-        self._ends = ends = open_ends(options.capture_stderr)
+        self._ends = ends = open_ends(options.capture_stderr, options.capture_stdout)
         self._child = Child(options.grace)
         self._input = InputChannel._of_pipe(ends.input, options.max_message_size, backend)
         self._output = OutputChannel._of_pipe(ends.output, backend)
-        self._stderr = StderrRelay(ends.stderr) if ends.stderr >= 0 else None
+        self._stdout = Relay(ends.stdout, sinks[0]) if ends.stdout >= 0 else None
+        self._stderr = Relay(ends.stderr, sinks[1]) if ends.stderr >= 0 else None
 
     def _start(
         self,
@@ -115,6 +138,7 @@ class ProcessWorker:
         options: Options,
         backend: Backend,
         mask: frozenset[int],
+        label: str,
     ) -> None:
         """Fork, and have ``backend`` watch. Raises :exc:`WorkerStartError`; then `_discard` it."""
         try:
@@ -122,9 +146,11 @@ class ProcessWorker:
             self._child.born(fork_worker(birth, self._ends))
             self._child.leftovers = birth.input, birth.output
             self._ends.close_theirs()
-            if self._stderr is not None:
-                self._child.when_ended(self._stderr.finish)
-                self._stderr.watch(backend)
+            for relay in (self._stdout, self._stderr):
+                if relay is not None:
+                    relay.label = f"[{label} {self.pid}] " if label else ""
+                    self._child.when_ended(relay.finish)
+                    relay.watch(backend)
         except OSError as error:
             raise WorkerStartError(
                 error.errno, f"a worker could not be started: {error.strerror}"
@@ -269,8 +295,9 @@ class ProcessWorker:
         self._output.close()
         self.kill()
         self._child.reap_now()
-        if self._stderr is not None:
-            self._stderr.close()
+        for relay in (self._stdout, self._stderr):
+            if relay is not None:
+                relay.close()
 
     async def __aenter__(self) -> Self:
         return self
