@@ -35,6 +35,8 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -149,11 +151,58 @@ class ProtocolError(PeerError):
 
 
 class CallError(ForkwireError):
-    """A call ended with no result."""
+    """A call ended with no result.
+
+    ``worker`` and ``method``: whose and which, "" where that is not known. A note says it too.
+    """
+
+    worker: str = ""
+    method: str = ""
 
 
 class RemoteError(CallError):
-    """The handler raised."""
+    """The handler raised. Where it raised a builtin exception, this is one too.
+
+    A ``ValueError`` of the handler is caught by ``except ValueError`` and by
+    ``except RemoteError``. Its text is the message, then the remote traceback.
+
+    ``message``: the text of the exception as it was over there. ``type_name``: of its class, as
+    in ``"builtins.ValueError"`` or ``"calc.OutOfRange"``. ``traceback``: remote frames as text.
+    ``remote_args``: its ``args``, where they were plain data. ``data``: further fields of it.
+    ``code``: of the error on the wire.
+    """
+
+    # On the class, so that they hide what a builtin beside this one has under the same names.
+    message: str = ""
+    type_name: str = ""
+    traceback: str = ""
+    remote_args: tuple[object, ...] = ()
+    data: Mapping[str, object] = MappingProxyType({})
+    code: int = -32000
+
+    def __init__(self, message: str = "", *, type_name: str = "", traceback: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.type_name = type_name
+        self.traceback = traceback
+
+    def __str__(self) -> str:
+        return "\n\n".join(filter(None, [f"{self.message}{self._count()}", self._remote_text()]))
+
+    def _count(self) -> str:
+        if not isinstance(self, BaseExceptionGroup):
+            return ""
+        count = len(self.exceptions)
+        return f" ({count} sub-exception{'s' * (count > 1)})"
+
+    def _remote_text(self) -> str:
+        """The traceback, then the type, as Python ends one; without one only a type of interest."""
+        name = self.type_name.removeprefix("builtins.")
+        if not self.traceback:
+            known = {found.__name__ for found in type(self).__mro__}
+            return f"Remote type: {name}" if name and name not in known else ""
+        intro = "Remote " if self.traceback.startswith("Traceback") else "Remote traceback:\n"
+        return f"{intro}{self.traceback.rstrip()}\n{name}".rstrip()
 
 
 class MethodNotFoundError(CallError, AttributeError):
