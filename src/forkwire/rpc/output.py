@@ -20,8 +20,8 @@ __all__ = ["LABEL", "capturing", "label", "sinks"]
 
 LABEL: Final = 40  # characters of a worker's name; more would crowd out the line itself
 
-# More than the relay ever passes on at once: nothing of a flood is cut here.
-AT_ONCE: Final = 128 * 1024
+# An escape is "\\U0001d173" at most: nothing is cut here, the relay passes on little at once.
+LONGEST_ESCAPE: Final = 10
 
 
 def sinks(*, trusted: bool) -> tuple[Sink, Sink]:
@@ -37,7 +37,7 @@ def cleaned(sink: Sink) -> Sink:
     """``sink``, with nothing but printable lines."""
 
     def pass_on(text: str) -> None:
-        sink(clean(text, AT_ONCE, multiline=True))
+        sink(clean(text, LONGEST_ESCAPE * len(text), multiline=True))
 
     return pass_on
 
