@@ -90,6 +90,14 @@ def signature_text(attribute: object, owner: type | None = None) -> str:
     return text if len(text) <= _MAX_TEXT else text[: _MAX_TEXT - 3] + "..."
 
 
+def doc_of(function: object) -> str:
+    """The docstring, with its indentation taken out; "" for none. A partial has its function's."""
+    for layer in _layers(function):
+        if not is_a(layer, functools.partial, functools.partialmethod):
+            return inspect.getdoc(layer) or ""
+    return ""
+
+
 def first_line(doc: str | None) -> str:
     """The first line of a docstring, "" for none."""
     return (doc or "").strip().partition("\n")[0].strip()[:_MAX_TEXT]
