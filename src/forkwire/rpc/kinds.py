@@ -5,6 +5,7 @@ Looks through decorators. Runs nothing of the function's own and knows of no ser
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import sys
@@ -132,9 +133,7 @@ def _makes_context_manager(function: object) -> bool:
     """Whether ``contextlib.contextmanager`` made it, of a function that yields once."""
     if not is_a(function, FunctionType):
         return False
-    return (
-        function.__globals__["__name__"] == "contextlib" and function.__code__.co_name == "helper"
-    )
+    return function.__globals__ is vars(contextlib) and function.__code__.co_name == "helper"
 
 
 def _annotations(function: Any) -> dict[str, object]:
@@ -149,9 +148,10 @@ def _annotations(function: Any) -> dict[str, object]:
 
 def _returned(function: object) -> object:
     """What the return annotation is, or is a form of: for ``Iterator[int]`` the abstract class."""
-    for layer in _layers(function):
-        if _makes_context_manager(layer):
-            break
+    layers = list(_layers(function))
+    if _makes_context_manager(layers[-1]):
+        return _UNKNOWN
+    for layer in layers:
         annotation = _annotations(layer).get("return", _UNKNOWN)
         if is_a(annotation, str):
             annotation = _resolved(annotation, layer.__globals__)
@@ -173,7 +173,7 @@ def _signature(attribute: Any, owner: type | None) -> inspect.Signature:
     if owner is None or is_a(attribute, staticmethod):
         return _signature_of(attribute)
     if is_a(attribute, classmethod, functools.partialmethod):
-        return _signature_of(attribute.__get__(None, owner))
+        return _signature_of(attribute.__get__(object(), owner))
     signature = _signature_of(attribute)
     return signature.replace(parameters=list(signature.parameters.values())[1:])
 

@@ -23,7 +23,7 @@ from .kinds import (
     signature_text,
     stream_kind,
 )
-from .targets import near, not_offered, public_methods
+from .targets import is_protocol, near, not_offered, public_methods
 from .values import Shape
 
 __all__ = ["Invoke", "proxy"]
@@ -157,10 +157,10 @@ def _positional_range(signature: inspect.Signature) -> tuple[int, float]:
 def _check_members(owner: type, methods: Mapping[str, object]) -> None:
     if not methods:
         raise UsageError(f"{owner.__qualname__} has no public methods: nothing could be called")
-    if not getattr(owner, "_is_protocol", False):
+    if not is_protocol(owner):
         return
     for base in owner.__mro__[:-1]:
-        members = {**_annotated(base), **vars(base)} if getattr(base, "_is_protocol", False) else {}
+        members = {**_annotated(base), **vars(base)} if is_protocol(base) else {}
         for name in members:
             if name[0] != "_" and name not in methods:
                 raise UsageError(

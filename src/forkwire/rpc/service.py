@@ -37,11 +37,11 @@ class Method:
 
     __slots__ = ("_shape", "doc", "function", "kind", "name")
 
-    def __init__(self, name: str, function: Function, kind: Kind) -> None:
+    def __init__(self, name: str, function: Function, kind: Kind, doc: str = "") -> None:
         self.name: Final = name
         self.function: Final = function
         self.kind: Final[Kind] = kind
-        self.doc: Final[str] = doc_of(function)
+        self.doc: Final = doc
         self._shape: Shape | None = None
 
     @property
@@ -97,7 +97,8 @@ class Service:
         if method is None:
             if name not in self._offer.attributes:
                 raise MethodNotFoundError(not_offered(self.name, name, self._offer.attributes))
-            method = Method(name, self._bind(self._offer.attributes[name]), self.kinds[name])
+            attribute = self._offer.attributes[name]
+            method = Method(name, self._bind(attribute), self.kinds[name], doc_of(attribute))
             self._methods[name] = method
         return method
 

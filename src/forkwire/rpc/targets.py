@@ -21,7 +21,16 @@ from ..errors import UsageError
 from ..wire.text import clean
 from .kinds import doc_of, is_a
 
-__all__ = ["Offer", "listed", "near", "not_offered", "offer_of", "public_methods", "quoted"]
+__all__ = [
+    "Offer",
+    "is_protocol",
+    "listed",
+    "near",
+    "not_offered",
+    "offer_of",
+    "public_methods",
+    "quoted",
+]
 
 _LRU: Final = type(functools.lru_cache(len))
 _FUNCTIONS: Final = (FunctionType, BuiltinFunctionType, MethodType, _LRU, functools.partial)
@@ -103,6 +112,11 @@ def not_offered(service: str, name: str, known: Iterable[str], verb: str = "offe
     return f"{service} {verb} no {quoted(name)}: {hint}"
 
 
+def is_protocol(owner: type) -> bool:
+    """Whether the class itself is a Protocol, not one that implements it."""
+    return bool(vars(owner).get("_is_protocol", False))
+
+
 def public_methods(owner: type) -> dict[str, object]:
     """The public methods of a class and its bases, as they stand in the classes' own tables."""
     found: dict[str, object] = {}
@@ -117,8 +131,13 @@ def _is_method(attribute: object) -> bool:
         return True
     # Methods of C classes and decorators that are classes: callable, and they know how to bind.
     kind = type(attribute)
-    binds = hasattr(kind, "__get__") and not hasattr(kind, "__set__")
+    binds = _has(kind, "__get__") and not _has(kind, "__set__")
     return callable(attribute) and binds and not is_a(attribute, type)
+
+
+def _has(owner: type, name: str) -> bool:
+    """``hasattr`` that runs no hook of a metaclass."""
+    return any(name in vars(base) for base in owner.__mro__)
 
 
 def _of_name(name: str) -> Offer:
@@ -208,7 +227,7 @@ def _is_submodule(module: ModuleType, name: str) -> bool:
 
 
 def _of_class(owner: type) -> Offer:
-    if getattr(owner, "_is_protocol", False) or inspect.isabstract(owner):
+    if is_protocol(owner) or inspect.isabstract(owner):
         raise UsageError(
             f"{owner.__qualname__} is abstract: offer a class or an instance that implements it"
         )
@@ -229,7 +248,7 @@ def _of_class(owner: type) -> Offer:
 def _needed_arguments(owner: type) -> list[str]:
     try:
         parameters = inspect.signature(owner).parameters.values()
-    except (TypeError, ValueError):  # a class written in C that says nothing
+    except Exception:  # a class in C that says nothing, or a metaclass with hooks of its own
         return []
     optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return [p.name for p in parameters if p.default is p.empty and p.kind not in optional]
@@ -245,7 +264,7 @@ def _of_instance(instance: object) -> Offer:
 
 
 def _no_service(owner: type) -> str:
-    if hasattr(owner, "__await__"):
+    if _has(owner, "__await__"):
         return "await it first, or offer the function itself, not called"
     if owner.__module__.startswith("forkwire."):
         return "it is one of Forkwire's own objects; offer what the worker is to run"
