@@ -9,22 +9,24 @@ from __future__ import annotations
 import difflib
 import itertools
 import os
-import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from types import TracebackType
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from ..errors import CallError, ProtocolError, RemoteError, ValueDecodeError
-from .rebuilding import (
-    CODES,
-    FIELDS,
-    HANDLER_RAISED,
-    PROTOCOL_BROKEN,
-    allowed_name,
-    is_plain,
-    plain_args,
-    rebuild,
-    register,
+from .rebuilding import CODES, HANDLER_RAISED, PROTOCOL_BROKEN, rebuild
+from .remote import FIELDS, allowed_name, is_plain, plain_args, register
+from .strangers import (
+    cut,
+    guarded,
+    is_a,
+    mro_of,
+    name_of,
+    of_base,
+    stack_text,
+    text_of,
+    text_or,
+    without,
 )
 
 __all__ = ["CODES", "CODE_OF", "HANDLER_RAISED", "code_of", "describe", "rebuild", "register",
@@ -47,10 +49,6 @@ PARTS: Final = 32
 ERRORS: Final = 64
 DEPTH: Final = 16
 
-# Frames shown of a traceback: where it began, and where it was raised.
-FIRST_FRAMES: Final = 16
-LAST_FRAMES: Final = 32
-
 # Modules that stand between the loop and a handler.
 OURS: Final = ("forkwire.rpc", "forkwire.process", "anyio", "asyncio", "contextlib", "trio")
 
@@ -67,8 +65,6 @@ CODE_OF: Final[dict[type[BaseException], int]] = {
     ProtocolError: PROTOCOL_BROKEN,
 }
 
-Found = TypeVar("Found")
-
 
 def describe(
     error: BaseException, *, code: int | None = None, skip: tuple[str, ...] = OURS
@@ -82,14 +78,14 @@ def describe(
     try:
         return Describing(skip).error(error, code, ())
     except BaseException:  # no memory, no stack
-        return {"code": HANDLER_RAISED, "message": "an exception that cannot be described"}
+        return {"code": HANDLER_RAISED, "message": "(an exception that cannot be described)"}
 
 
 def code_of(error: BaseException) -> int:
     """The code of an error that no handler raised; a rebuilt one came out of a handler."""
     if name_of(type(error)) in CANCELLATIONS:
         return CANCELLED
-    if isinstance(error, CallError) and guarded(lambda: error.worker or error.method, ""):
+    if is_a(error, CallError) and guarded(lambda: error.worker or error.method, ""):
         return HANDLER_RAISED
     return next((CODE_OF[cls] for cls in mro_of(type(error)) if cls in CODE_OF), HANDLER_RAISED)
 
@@ -114,16 +110,15 @@ class Describing:
         """One map. ``above``: the ids of those that it is in."""
         self.left -= 1
         code = code_of(error) if code is None else code
-        remote = error if isinstance(error, RemoteError) else None
-        name = guarded(lambda: remote.type_name if remote else "", "") or name_of(type(error))
+        name = text_or(lambda: error.type_name if is_a(error, RemoteError) else "", "")
         found: dict[str, object] = {
             "code": code,
-            "type": self.text(name, NAME_SIZE),
+            "type": self.text(name or name_of(type(error)), NAME_SIZE),
             "message": self.text(message_of(error), MESSAGE_SIZE),
         }
-        if base := base_of(type(error)):
+        if (base := base_of(type(error))) and base != found["type"]:
             found["base"] = base
-        if self.room > 0 and (trace := guarded(lambda: self.trace(error, code), "")):
+        if self.room > 0 and (trace := text_or(lambda: self.trace(error, code), "")):
             found["traceback"] = self.text(trace, TRACEBACK_SIZE)
         self.add_arguments(found, error)
         self.add_notes(found, error)
@@ -137,17 +132,16 @@ class Describing:
         if begin is None and code == HANDLER_RAISED:
             begin = whole
         here = stack_text(begin) if begin else ""
-        there = error.traceback if isinstance(error, RemoteError) else ""
+        there = error.traceback if is_a(error, RemoteError) else ""
         intro = "\nRemote " if here and there else ""
         return f"{here}{intro}{there}"
 
     def add_arguments(self, found: dict[str, object], error: BaseException) -> None:
         """Its ``args`` and further fields, where they are plain data and short."""
-        remote = isinstance(error, RemoteError)
-        args = guarded(lambda: error.remote_args if remote else of_base("args", error), None)
-        if (plain := plain_args(args)) is not None and self.fits(plain):
+        if (plain := plain_args(args_of(error))) is not None and self.fits(plain):
             found["args"] = encodable(plain)
-        fields = guarded(lambda: fields_of(error), {})
+        nothing: dict[str, object] = {}
+        fields = guarded(lambda: fields_of(error), nothing)
         if fields and self.fits(tuple(fields.values())):
             found["data"] = encodable(fields)
 
@@ -180,7 +174,7 @@ class Describing:
             found["context"] = self.error(context, None, above)
         if of_base("__suppress_context__", error):
             found["suppress"] = True
-        if isinstance(error, BaseExceptionGroup):
+        if is_a(error, BaseExceptionGroup):
             self.add_parts(found, error, above)
 
     def add_parts(
@@ -195,115 +189,46 @@ class Describing:
             assert isinstance(notes, list)
             notes.append(f"({left_out} more errors in this group)")
 
-    def may_add(self, error: object, above: tuple[int, ...]) -> bool:
-        return (
-            isinstance(error, BaseException)
-            and id(error) not in above
-            and self.left > 0
-            and len(above) < DEPTH
-        )
-
-
-def guarded(ask: Callable[[], Found], default: Found) -> Found:
-    """What ``ask`` answers; it may run a handler's code, which may raise anything."""
-    try:
-        return ask()
-    except BaseException:
-        return default
-
-
-def of_base(name: str, error: BaseException) -> Any:
-    """An attribute as `BaseException` has it, whatever the class puts in its place."""
-    return BaseException.__dict__[name].__get__(error)
-
-
-def of_type(name: str, cls: type) -> Any:
-    """An attribute as `type` has it, whatever the metaclass puts in its place."""
-    return type.__dict__[name].__get__(cls)
-
-
-def mro_of(cls: type) -> tuple[type, ...]:
-    return tuple(of_type("__mro__", cls))
-
-
-def name_of(cls: type) -> str:
-    """``"builtins.ValueError"``."""
-    module = guarded(lambda: of_type("__module__", cls), "")
-    name = str(of_type("__qualname__", cls))
-    return f"{module}.{name}" if type(module) is str and module else name
+    def may_add(self, error: BaseException | None, above: tuple[int, ...]) -> bool:
+        return error is not None and id(error) not in above and self.left > 0 and len(above) < DEPTH
 
 
 def base_of(cls: type) -> str:
-    """The nearest class above that the other side may know; "" where it is ``cls`` itself."""
-    name = next(filter(None, map(allowed_name, mro_of(cls))), "")
-    return name if name != allowed_name(cls) else ""
+    """The nearest class, or one above, that the other side may know; "" where none is."""
+    return next(filter(None, map(allowed_name, mro_of(cls))), "")
 
 
 def message_of(error: BaseException) -> str:
     """Its text. A `RemoteError` says its own, a group only what it was made with."""
-    if isinstance(error, RemoteError):
-        text = guarded(lambda: error.message, None)
-    elif isinstance(error, BaseExceptionGroup):
-        text = BaseExceptionGroup.__dict__["message"].__get__(error)
-    else:
-        text = guarded(lambda: str(error), None)
-    if not isinstance(text, str):
-        return f"(an exception of {name_of(type(error))} whose text cannot be had)"
-    return text or ("the call was cancelled" if code_of(error) == CANCELLED else "")
+    unknown = f"(an exception of {name_of(type(error))} whose text cannot be had)"
+    if is_a(error, RemoteError):
+        return text_or(lambda: error.message, unknown)
+    if is_a(error, BaseExceptionGroup):
+        return text_or(lambda: BaseExceptionGroup.__dict__["message"].__get__(error), unknown)
+    text = text_or(lambda: str(error), unknown)
+    return "the call was cancelled" if not text and code_of(error) == CANCELLED else text
 
 
-def text_of(value: object) -> str:
-    """The text of a note, as tracebacks show it."""
-    text = value if isinstance(value, str) else guarded(lambda: str(value), None)
-    return text if isinstance(text, str) else "(a note whose text cannot be had)"
-
-
-def cut(text: str, size: int) -> str:
-    """``text`` as an exact str with an encoding, its middle left out above ``size`` bytes."""
-    text = str.__getitem__(text, slice(None))  # a subclass may have another idea of its length
-    if len(text) <= size:
-        whole = text.encode("utf-8", "backslashreplace")
-        if len(whole) <= size:
-            return whole.decode()
-    third = size // 3
-    head = text[:size].encode("utf-8", "backslashreplace")[:third].decode("utf-8", "ignore")
-    tail = text[-size:].encode("utf-8", "backslashreplace")[-2 * third :].decode("utf-8", "ignore")
-    left_out = max(len(text) - len(head) - len(tail), 1)
-    return f"{head} ... [{left_out} characters left out] ... {tail}"
-
-
-def without(trace: TracebackType | None, modules: tuple[str, ...]) -> TracebackType | None:
-    """Where ``trace`` leaves ``modules`` first."""
-    while trace is not None:
-        name = trace.tb_frame.f_globals.get("__name__")
-        if type(name) is not str or not f"{name}.".startswith(tuple(f"{m}." for m in modules)):
-            break
-        trace = trace.tb_next
-    return trace
-
-
-def stack_text(trace: TracebackType) -> str:
-    """The frames as Python prints them; of a deep stack its two ends."""
-    count = sum(1 for _ in traceback.walk_tb(trace))
-    lines = ["Traceback (most recent call last):\n"]
-    if count <= FIRST_FRAMES + LAST_FRAMES:
-        lines += traceback.format_tb(trace)
-    else:
-        lines += traceback.format_tb(trace, limit=FIRST_FRAMES)
-        lines.append(f"  ... [{count - FIRST_FRAMES - LAST_FRAMES} frames left out] ...\n")
-        lines += traceback.format_tb(trace, limit=-LAST_FRAMES)
-    return "".join(lines)
+def args_of(error: BaseException) -> object:
+    """Its ``args``; of a `RemoteError` those that came."""
+    if is_a(error, RemoteError):
+        return guarded(lambda: error.remote_args or None, None)
+    return of_base("args", error)
 
 
 def fields_of(error: BaseException) -> dict[str, object]:
     """What a builtin knows beside its ``args``, and the ``data`` of a `RemoteError`."""
-    if isinstance(error, RemoteError):
+    if is_a(error, RemoteError):
         items: Iterable[tuple[object, object]] = itertools.islice(error.data.items(), PARTS)
     else:
-        names = next((names for cls, names in FIELDS.items() if isinstance(error, cls)), ())
+        names = next((names for cls, names in FIELDS.items() if is_a(error, cls)), ())
         items = [(name, getattr(error, name)) for name in names]
     named = {name: path_text(value) for name, value in items if type(name) is str}
-    return {name: value for name, value in named.items() if value is not None and is_plain(value)}
+    return {
+        name: value
+        for name, value in named.items()
+        if value is not None and is_plain(value) and is_plain(name)
+    }
 
 
 def path_text(value: object) -> object:

@@ -1,17 +1,13 @@
 """From the data of an error map back to an exception that the caller can catch.
 
-What the peer sent is believed in nothing: text is cleaned and cut, no module is imported for it,
-and a class is made only where it is on a list. See `failures` for the way out.
+What the peer sent is believed in nothing: text is cleaned and cut, every count and depth has a
+limit, and a class is made only where `remote` has it on its list. See `failures` for the way out.
 """
 
 from __future__ import annotations
 
-import builtins
-import functools
-import sys
 from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Any, Final, TypeVar, cast
+from typing import Final
 
 from ..errors import (
     CallCancelledError,
@@ -21,15 +17,14 @@ from ..errors import (
     MethodNotFoundError,
     RemoteError,
     TooManyCallsError,
-    UsageError,
     ValueEncodeError,
     WorkerClosedError,
     WrongKindError,
 )
 from ..wire.text import clean
+from .remote import base_of, fields_of, is_plain, is_rebuilt, known_class, plain_args, remake
 
-__all__ = ["CODES", "FIELDS", "HANDLER_RAISED", "PROTOCOL_BROKEN", "allowed_name", "known_class",
-           "plain_args", "rebuild", "register"]  # fmt: skip
+__all__ = ["CODES", "HANDLER_RAISED", "PROTOCOL_BROKEN", "rebuild"]
 
 HANDLER_RAISED: Final = -32000
 PROTOCOL_BROKEN: Final = -32600
@@ -59,152 +54,9 @@ NOTES: Final = 64
 ERRORS: Final = 256
 DEPTH: Final = 32
 
-# What is not plain data of about this size says nothing in ``args``.
-ARGS: Final = 16
-ARG_SIZE: Final = 4096
-ARG_BITS: Final = 1024
-SCALARS: Final = (type(None), bool, int, float, str, bytes)
-
 # A traceback draws as many carets as a syntax error says.
 COLUMNS: Final = 1000
 LINES: Final = 2**31
-
-# What a builtin knows beside its arguments. All of these can be set.
-FIELDS: Final[Mapping[type[BaseException], tuple[str, ...]]] = {
-    AttributeError: ("name",),
-    NameError: ("name",),
-    ImportError: ("name", "path"),
-    OSError: ("filename", "filename2"),
-}
-
-# They mean something to the machinery between the handler and whoever catches it.
-NOT_RAISED: Final = (StopIteration, StopAsyncIteration, BaseExceptionGroup)
-
-# Of the standard library, where they can be made from their ``args``; if imported already.
-STANDARD: Final = frozenset(
-    {
-        "_queue.Empty",
-        "asyncio.queues.QueueEmpty",
-        "asyncio.queues.QueueFull",
-        "configparser.Error",
-        "queue.Full",
-        "sqlite3.DatabaseError",
-        "sqlite3.IntegrityError",
-        "sqlite3.OperationalError",
-        "sqlite3.ProgrammingError",
-        "struct.error",
-        "subprocess.CalledProcessError",
-        "subprocess.TimeoutExpired",
-        "zipfile.BadZipFile",
-        "zlib.error",
-    }
-)
-
-Class = TypeVar("Class", bound=type[Exception])
-
-
-def is_rebuilt(found: object) -> bool:
-    """Whether a builtin is one to mix with `RemoteError`."""
-    return (
-        isinstance(found, type)
-        and issubclass(found, Exception)
-        and found is not Exception
-        and not issubclass(found, NOT_RAISED)
-    )
-
-
-registered: dict[str, type[Exception]] = {
-    f"builtins.{found.__name__}": found for found in vars(builtins).values() if is_rebuilt(found)
-}
-names: dict[type, str] = {found: name for name, found in registered.items()}
-
-
-def register(cls: Class) -> Class:
-    """Let a class of yours come back as itself, and as `RemoteError`. May be used as a decorator.
-
-    It must be possible to make one from its ``args``, as pickle demands too; where it is not, the
-    nearest builtin above it is rebuilt. Register it where it is caught. Its constructor is called
-    with what the other side sent: do nothing in it that you would not have the other side do.
-
-    Raises :exc:`UsageError`.
-    """
-    if not (isinstance(cls, type) and issubclass(cls, Exception)) or issubclass(cls, NOT_RAISED):
-        raise UsageError(f"register() takes a class of exceptions that is no group, not {cls!r}")
-    if issubclass(cls, CallError) or cls is Exception:
-        raise UsageError(f"{cls.__name__} cannot be mixed with RemoteError")
-    try:
-        remote_class(cls)
-    except TypeError as error:
-        raise UsageError(f"{cls.__name__} cannot be mixed with RemoteError: {error}") from None
-    name = f"{cls.__module__}.{cls.__qualname__}"
-    registered[name] = cls
-    names[cls] = name
-    return cls
-
-
-def allowed_name(cls: type) -> str:
-    """Under which name a class is on the lists; "" where it is not."""
-    return names.get(cls, "")
-
-
-def known_class(name: object) -> type[Exception] | None:
-    """The class of that name, if it is on a list and imported."""
-    if not isinstance(name, str):
-        return None
-    if name in STANDARD:
-        module, _, attribute = name.rpartition(".")
-        found = getattr(sys.modules.get(module), attribute, None)
-        return found if is_rebuilt(found) else None
-    return registered.get(name)
-
-
-class MixedError(RemoteError):
-    """A `RemoteError` that is another exception too: it travels as that one and its state."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        base = base_of(type(self))
-        extra = {name: getattr(self, name) for name in fields_of(base)}
-        return remake, (base, self.args), {**extra, **self.__dict__}
-
-
-class MixedGroup(MixedError):
-    """An exception group. What ``except*`` splits off is remote as well."""
-
-    def derive(self, errors: Any, /) -> RemoteError:
-        state = {name: value for name, value in vars(self).items() if name != "__notes__"}
-        return remake(base_of(type(self)), (self.message, list(errors)), state)
-
-
-@functools.cache
-def remote_class(base: type[Exception]) -> type[RemoteError]:
-    """The class that is both a `RemoteError` and a ``base``."""
-    mixed: type[RemoteError] = MixedGroup if issubclass(base, ExceptionGroup) else MixedError
-    name = f"RemoteError[{base.__name__}]"
-    text = f"The handler raised a {base.__name__}."
-    return type(name, (mixed, base), {"__module__": "forkwire", "__doc__": text})
-
-
-def base_of(cls: type[RemoteError]) -> type[Exception]:
-    return cast("type[Exception]", cls.__bases__[1])
-
-
-def fields_of(base: type[BaseException]) -> tuple[str, ...]:
-    return next((found for cls, found in FIELDS.items() if issubclass(base, cls)), ())
-
-
-def remake(
-    base: type[Exception],
-    args: tuple[object, ...],
-    state: Mapping[str, object] = MappingProxyType({}),
-) -> RemoteError:
-    """Make one without `RemoteError.__init__`, whose arguments are others."""
-    cls = remote_class(base)
-    # MemoryError keeps spare objects of its own, and refuses to make one of a mixed class.
-    maker: Any = Exception if issubclass(base, MemoryError) else base
-    error = maker.__new__(cls, *args)
-    vars(error).update(state)
-    cast("Any", base).__init__(error, *args)
-    return cast("RemoteError", error)
 
 
 def rebuild(data: object, *, worker: str = "", method: str = "") -> CallError:
@@ -257,7 +109,7 @@ class Rebuilding:
         fields = found.get("data")
         state: dict[str, object] = {
             "message": message,
-            "type_name": text_of(found.get("type"), NAME_LIMIT),
+            "type_name": " ".join(text_of(found.get("type"), NAME_LIMIT).split()),
             "traceback": text_of(found.get("traceback"), TRACEBACK_LIMIT),
             "remote_args": args or (),
             "data": fields if isinstance(fields, Mapping) else {},
@@ -309,7 +161,7 @@ def filled(error: RemoteError) -> RemoteError:
     """``error`` with the fields that a builtin has beside its arguments."""
     for name in fields_of(base_of(type(error))):
         value = error.data.get(name)
-        if isinstance(value, SCALARS) and is_plain(value):
+        if value is not None and is_plain(value):
             setattr(error, name, value)
     if isinstance(error, SyntaxError) and error.traceback:
         error.add_note(error.traceback)  # its text is not what Python prints of one
@@ -318,12 +170,12 @@ def filled(error: RemoteError) -> RemoteError:
 
 def suited(base: type[Exception], args: tuple[object, ...]) -> tuple[object, ...]:
     """``args``; those of a syntax error, which tracebacks draw from, bounded and cleaned."""
-    if not issubclass(base, SyntaxError):
+    if not issubclass(base, SyntaxError) or not args:
         return args
-    place = args[1] if len(args) > 1 else None
-    if not isinstance(place, tuple) or len(place) not in (4, 6):
-        return args[:1]
-    return (text_of(args[0], MESSAGE_LIMIT), tuple(map(place_item, range(len(place)), place)))
+    said = text_of(args[0], MESSAGE_LIMIT)
+    if len(args) != 2 or not isinstance(place := args[1], tuple) or len(place) not in (4, 6):
+        return (said,)
+    return said, tuple(map(place_item, range(len(place)), place))
 
 
 def place_item(index: int, value: object) -> object:
@@ -343,27 +195,3 @@ def notes_of(value: object) -> list[str]:
         return []
     notes = [text_of(note, NOTE_LIMIT) for note in value[:NOTES]]
     return [note for note in notes if note]
-
-
-def is_plain(value: object) -> bool:
-    """Whether it is a scalar, none of its subclasses, and short."""
-    if type(value) is int:
-        return value.bit_length() <= ARG_BITS
-    return type(value) in SCALARS and (
-        not isinstance(value, (str, bytes)) or len(value) <= ARG_SIZE
-    )
-
-
-def plain_args(value: object, depth: int = 0) -> tuple[object, ...] | None:
-    """Scalars and tuples of them, short ones; else None. Lists are tuples that have travelled."""
-    if not isinstance(value, (list, tuple)) or len(value) > ARGS or depth > 1:
-        return None
-    plain: list[object] = []
-    for item in value:
-        if is_plain(item):
-            plain.append(item)
-        elif isinstance(item, (list, tuple)) and (inner := plain_args(item, depth + 1)) is not None:
-            plain.append(inner)
-        else:
-            return None
-    return tuple(plain)
