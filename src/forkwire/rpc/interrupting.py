@@ -80,7 +80,7 @@ class Interrupter:
         self._armed = 0  # the call whose code runs now and may be interrupted
         self._cancelled: dict[int, None] = {}  # in the order in which they came
         self._shields: dict[int, int] = {}  # how many of a call's are entered
-        self._reading = self._missed = False
+        self._considering = self._missed = False
         self._asked = (0, 0.0)  # the call whose loop was told, and when
         self._handler, self._hook = self._on_signal, self._on_unraisable  # one object each
         self._previous_hook = sys.unraisablehook
@@ -134,7 +134,7 @@ class Interrupter:
             return
         self._armed = paused
         if paused in self._cancelled or not self.hears:
-            self._look(sys._getframe(1))
+            self._consider(user_frame(sys._getframe(1)))
 
     def paused(self) -> Pause:
         """`begin_pause` and `end_pause` as a block, which has no ``yield`` in it."""
@@ -146,8 +146,8 @@ class Interrupter:
 
     def is_cancelled(self, call_id: int) -> bool:
         """Whether a cancel of ``call_id`` has arrived."""
-        if not self.hears and not self._reading:
-            self._read()
+        if not self.hears:
+            self._consider(None)
         return call_id in self._cancelled
 
     def forget(self, call_id: int) -> None:
@@ -177,7 +177,7 @@ class Interrupter:
             fcntl.fcntl(fd, fcntl.F_SETSIG, NUMBER)
             fcntl.fcntl(fd, F_SETOWN_EX, owner)
             fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)
-        self._read()  # what was there already raised no signal
+        self._consider(None)  # what was there already raised no signal
 
     def _leave(self) -> None:
         """No signal means anything to us any more."""
@@ -192,34 +192,39 @@ class Interrupter:
             _current = None
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._reading:  # it interrupted itself
+        self._consider(frame)
+
+    def _consider(self, frame: FrameType | None) -> None:
+        """Read what came, and interrupt the armed call if it is meant and now is the time."""
+        if self._considering:  # it interrupted itself; under a storm of signals without end
             self._missed = True
             return
-        self._read()
-        if self._armed in self._cancelled:
-            self._deliver(frame)
+        self._considering = self._missed = True
+        try:
+            error = None
+            while self._missed and error is None:
+                self._missed = False
+                self._read()
+                error = self._due(frame) if self._armed in self._cancelled else None
+        finally:  # another handler may raise what it likes
+            self._considering = False
+        if error is not None:
+            self._armed = 0  # once only
+            raise error
 
     def _read(self) -> None:
         """Take note of every cancel in the pipe."""
-        while True:
-            self._reading, self._missed = True, False
+        length = CHUNK
+        while length == CHUNK and self._fd >= 0:
             try:
-                length = self._read_some() if self._fd >= 0 else 0
-            finally:  # another handler may raise what it likes
-                self._reading = False
-            if length < CHUNK and not self._missed:
+                data = os.read(self._fd, CHUNK)
+            except OSError:  # empty
                 return
-
-    def _read_some(self) -> int:
-        try:
-            data = os.read(self._fd, CHUNK)
-        except OSError:  # empty
-            return 0
-        for (call_id,) in ID.iter_unpack(data):
-            self._cancelled[call_id] = None
-        while len(self._cancelled) > REMEMBERED:
-            del self._cancelled[next(iter(self._cancelled))]
-        return len(data)
+            length = len(data)
+            for (call_id,) in ID.iter_unpack(data):
+                self._cancelled[call_id] = None
+            while len(self._cancelled) > REMEMBERED:
+                del self._cancelled[next(iter(self._cancelled))]
 
     def _stop_early(self) -> None:
         """The call is about to begin."""
@@ -227,26 +232,20 @@ class Interrupter:
         if self.is_cancelled(call_id) and call_id not in self._shields:
             self._raise(Interrupted(call_id))
 
-    def _look(self, frame: FrameType | None) -> None:
-        """Code of ours, which ``frame`` runs, returns to the user's."""
-        if self.is_cancelled(self._armed):
-            self._deliver(user_frame(frame))
-
-    def _deliver(self, frame: FrameType | None) -> None:
-        """Interrupt the armed call, which was cancelled, if now is the time."""
+    def _due(self, frame: FrameType | None) -> Interrupted | None:
+        """What to raise in the armed call, which was cancelled; None for not now."""
         call_id = self._armed
         if call_id in self._shields or not is_safe(frame):
-            return
+            return None
         if self._asked[0] != call_id:
-            if self._ask_loop(call_id):
-                return
-            self._raise(Interrupted(call_id))
-        elif time.monotonic() > self._asked[1] + LOOP_PATIENCE and not is_of_a_loop(frame):
-            self._raise(InterruptedInLoop(call_id))  # a task does not return to it
+            return None if self._ask_loop(call_id) else Interrupted(call_id)
+        if time.monotonic() < self._asked[1] + LOOP_PATIENCE or is_of_a_loop(frame):
+            return None
+        return InterruptedInLoop(call_id)  # a task does not return to the loop
 
     def _raise(self, error: Interrupted) -> None:
         if self._armed == error.call_id:
-            self._armed = 0  # once only
+            self._armed = 0
             raise error
 
     def _ask_loop(self, call_id: int) -> bool:
@@ -314,7 +313,7 @@ class Shield:
         if count > 1:
             interrupter._shields[call_id] = count - 1
         elif call_id and call_id == interrupter._armed:
-            interrupter._look(sys._getframe(1))
+            interrupter._consider(user_frame(sys._getframe(1)))
 
 
 def current() -> Interrupter | None:
