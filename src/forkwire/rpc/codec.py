@@ -1,0 +1,236 @@
+"""Values to the bytes of a message and back. The only file that imports cbor2.
+
+Decoding switches off, limits or replaces all in cbor2 that a peer could use against us. What is a
+fault of the peer raises :exc:`ProtocolError`, in time and memory that grow with the bytes alone.
+This module must not know what the items of a message mean, only how to name them in an error.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NoReturn
+
+import cbor2
+
+from ..errors import ProtocolError, ValueEncodeError
+from ..wire.text import clean
+from .hashing import MAP_TAG, KeyBudget, frozen, maps_as_arrays
+from .reducing import Unencodable
+from .tags import ATTACHMENT_TAG, NATIVE_TAGS, REFUSED_TAGS, SET_TAG, TAGS, UnknownTag
+from .writing import ATTACHMENT_SIZE, MAX_DEPTH, WRITERS, Body
+
+__all__ = ["ATTACHMENT_SIZE", "MAX_DEPTH", "UnknownTag", "decode", "encode"]
+
+# How the items of a message are called in an error, by its type.
+NAMES: Final[dict[object, dict[int, str]]] = {
+    1: {3: ".args", 4: ".kwargs", 5: ".meta"},
+    2: {2: ".args", 3: ".kwargs", 4: ".meta"},
+    3: {2: ""},
+    4: {2: ".error"},
+    6: {2: ""},
+    8: {2: ".done", 3: ".total", 4: ".text"},
+    9: {1: ".record"},
+    12: {1: ".error"},
+    14: {3: ""},
+    15: {3: ".error"},
+}
+
+# A peer's own words in an error are cut here.
+SHOWN: Final = 160
+
+# Of a path in an error, so many steps are shown.
+STEPS_SHOWN: Final = 12
+
+# The decoder stops after one item and says nothing of what follows. So an array of two is made of
+# the body and this: it comes out second only if the body was one item. Nobody can guess it.
+GUARD: Final = int.from_bytes(os.urandom(8), "big") | 1 << 63
+GUARD_BYTES: Final = b"\x1b" + GUARD.to_bytes(8, "big")
+
+SemanticDecoder = Callable[[Any, bool], object]
+
+
+# -- encoding ---------------------------------------------------------------------------------
+
+
+def encode(value: object) -> tuple[bytes, list[memoryview | bytes]]:
+    """The body of a message, and the large memory of it that travels behind it, not copied.
+
+    ``value``: the whole message, an array that begins with the type.
+
+    Raises :exc:`ValueEncodeError`, which names the path of the value, its type and what to do.
+    """
+    body = Body(cbor2.dumps)
+    try:
+        WRITERS[type(value)](value, body, 1)
+    except Unencodable as fault:
+        raise ValueEncodeError(sentence(value, fault)) from fault.__cause__
+    except RecursionError:
+        raise ValueEncodeError("$: nested too deeply for what is left of the stack") from None
+    return b"".join(body), body.attachments
+
+
+def sentence(message: object, fault: Unencodable) -> str:
+    """What cannot be sent, where it is, and why."""
+    steps, cycle = fault.path()
+    if isinstance(message, list | tuple) and message and steps:
+        number = int(steps[0][1:-1])
+        steps[0] = NAMES.get(message[0], {}).get(number, steps[0])
+    shown = [step for step in steps if step]
+    if len(shown) > STEPS_SHOWN:
+        shown[STEPS_SHOWN // 2 : -STEPS_SHOWN // 2] = ["..."]
+    path = "$" + "".join(shown)
+    if cycle:
+        return f"cannot send {path}: it contains itself; send a copy without the cycle"
+    return f"cannot send {path}: {fault.why}"
+
+
+# -- decoding ---------------------------------------------------------------------------------
+
+
+class Decoders(dict[int, SemanticDecoder]):
+    """What cbor2 asks about every tag: ours, but for those it may read itself."""
+
+    __slots__ = ()
+
+    def __missing__(self, tag: int) -> SemanticDecoder:
+        if tag in NATIVE_TAGS:
+            raise KeyError(tag)
+        return refused(tag) if tag in REFUSED_TAGS else unknown(tag)
+
+
+def refused(tag: int) -> SemanticDecoder:
+    def refuse(content: object, immutable: bool) -> NoReturn:
+        raise ValueError(f"tag {tag} shares values between places, which is not allowed")
+
+    return refuse
+
+
+def unknown(tag: int) -> SemanticDecoder:
+    return lambda content, immutable: UnknownTag(tag, content)
+
+
+def no_attachment(content: object, immutable: bool) -> NoReturn:
+    raise ValueError("an attachment is named, and none came with the message")
+
+
+def plain_set(content: object, immutable: bool) -> object:
+    items = array_of_set(content)
+    made = set(map(frozen, items))
+    if len(made) != len(items):
+        raise ValueError("an item comes twice in a set")
+    return frozenset(made) if immutable else made
+
+
+def array_of_set(content: object) -> Sequence[Any]:
+    if isinstance(content, list | tuple):
+        return content
+    raise ValueError("a set is an array under its tag")
+
+
+def checked(function: Callable[[Any], object]) -> SemanticDecoder:
+    return lambda content, immutable: function(content)
+
+
+DECODERS: Final = Decoders(
+    {
+        **{tag: checked(function) for tag, function in TAGS.items()},
+        SET_TAG: plain_set,
+        ATTACHMENT_TAG: no_attachment,
+    }
+)
+
+
+class Attachments:
+    """The attachments of one message; each is named once."""
+
+    def __init__(self, attachments: Sequence[bytes]) -> None:
+        self._left: dict[int, bytes] = dict(enumerate(attachments))
+        self._count = len(attachments)
+
+    def take(self, content: object, immutable: bool) -> bytes:
+        if type(content) is int and content in self._left:
+            return self._left.pop(content)
+        if type(content) is int and 0 <= content < self._count:
+            raise ValueError(f"attachment {content} is named twice")
+        raise ValueError(f"there are {self._count} attachments, and one that is none is named")
+
+    def check(self) -> None:
+        if self._left:
+            raise ProtocolError(f"{len(self._left)} attachments came that the message does not name")
+
+
+def decode(body: bytes, attachments: Sequence[bytes] = (), *, trusted: bool = True) -> Any:
+    """The message that ``body`` and its ``attachments`` hold.
+
+    Tags without a meaning here become :class:`UnknownTag`. Arrays of numbers are read-only numpy
+    arrays over the memory that came, or memoryviews where numpy is not installed.
+
+    ``trusted``: false for a peer that may try to exhaust this process; keys that are neither text
+    nor bytes then take some ten times longer.
+
+    Raises :exc:`ProtocolError`, which says in a sentence what is wrong.
+    """
+    if trusted:
+        return decoded(body, attachments, DECODERS, strict_hashable_types=False)
+    try:
+        return decoded(body, attachments, DECODERS, strict_hashable_types=True)
+    except ProtocolError:
+        return decoded_with_care(body, attachments)
+
+
+def decoded(
+    body: bytes,
+    attachments: Sequence[bytes],
+    decoders: Decoders,
+    *,
+    strict_hashable_types: bool,
+    max_depth: int = MAX_DEPTH + 1,
+) -> Any:
+    if attachments:
+        named = Attachments(attachments)
+        decoders = Decoders({**decoders, ATTACHMENT_TAG: named.take})
+    try:
+        value, guard = cbor2.loads(
+            b"\x82" + body + GUARD_BYTES,
+            semantic_decoders=decoders,
+            max_depth=max_depth,
+            allow_indefinite=False,
+            allow_duplicate_keys=False,
+            strict_hashable_types=strict_hashable_types,
+        )
+    except cbor2.CBORDecodeError as error:
+        raise ProtocolError(f"the message cannot be decoded: {reason(error)}") from None
+    if guard != GUARD or type(guard) is not int:
+        raise ProtocolError("the message cannot be decoded: bytes follow its end")
+    if attachments:
+        named.check()
+    return value
+
+
+def reason(error: BaseException) -> str:
+    """What is wrong, in one sentence: cbor2's, or the cause's below it."""
+    while isinstance(error, cbor2.CBORDecodeError) and error.__cause__ is not None:
+        error = error.__cause__
+    return clean(str(error) or type(error).__name__, SHOWN)
+
+
+def decoded_with_care(body: bytes, attachments: Sequence[bytes]) -> Any:
+    """As `decoded`, with every map and set filled under a budget of time."""
+    budget = KeyBudget()
+
+    def map_of(content: Any, immutable: bool) -> object:
+        made = budget.map_of(content)
+        return frozen(made) if immutable else made
+
+    def set_of(content: object, immutable: bool) -> object:
+        made = budget.set_of(array_of_set(content))
+        return frozenset(made) if immutable else made
+
+    try:
+        rewritten = maps_as_arrays(body)
+    except ValueError as error:
+        raise ProtocolError(f"the message cannot be decoded: {error}") from None
+    decoders = Decoders({**DECODERS, MAP_TAG: map_of, SET_TAG: set_of})
+    depth = 2 * MAX_DEPTH + 1
+    return decoded(rewritten, attachments, decoders, strict_hashable_types=False, max_depth=depth)
