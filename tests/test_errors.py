@@ -22,6 +22,7 @@ from forkwire import (
     NegativeSizeError,
     PayloadTooLargeError,
     ProcessWorkerIPCError,
+    RemoteError,
     SizeLimitError,
     WorkerDied,
     WorkerStartError,
@@ -41,6 +42,18 @@ EXAMPLES: Final[list[Exception]] = [
     ChannelBusyError("text"),
     forkwire.PayloadTypeError("text"),
     PayloadTooLargeError("text"),
+    forkwire.ProtocolError("text"),
+    forkwire.CallError("text"),
+    forkwire.RemoteError("text", type_name="calc.OutOfRange", traceback="Traceback: frames"),
+    forkwire.MethodNotFoundError("text"),
+    forkwire.InvalidArgumentsError("text"),
+    forkwire.WrongKindError("text"),
+    forkwire.ValueEncodeError("text"),
+    forkwire.ValueDecodeError("text"),
+    forkwire.CallCancelledError("text"),
+    forkwire.DeadlineExceededError("text"),
+    forkwire.TooManyCallsError("text"),
+    forkwire.WorkerClosedError("text"),
     forkwire.WorkerError("text"),
     WorkerStartError(24, "Too many open files"),
     forkwire.ForkUnavailableError("text"),
@@ -177,6 +190,27 @@ def test_a_death_by_exit_code() -> None:
     assert (died.signal_name, died.exit_code) == (None, 3)
     assert (died.inside_message, died.stderr_tail, died.rusage) == (None, "", None)
     assert str(died) == "worker 7 exited with status 3"
+
+
+def test_a_remote_error_says_what_it_was() -> None:
+    """Its text is the message; then, where they are known, the remote traceback and type."""
+    assert str(RemoteError()) == ""
+    assert str(RemoteError("text")) == "text"
+    assert str(RemoteError("text", type_name="calc.Odd")) == "text\n\nRemote type: calc.Odd"
+    error = RemoteError("text", type_name="calc.Odd", traceback="Traceback (latest last):\n  x\n")
+    assert str(error) == "text\n\nRemote Traceback (latest last):\n  x\ncalc.Odd"
+    assert (error.message, error.args, error.remote_args, error.code) == (
+        "text", ("text",), (), -32000,
+    )  # fmt: skip
+    assert dict(error.data) == {}
+    foreign = RemoteError("text", traceback="Error: text\n    at plugin.mjs:3")
+    assert str(foreign) == "text\n\nRemote traceback:\nError: text\n    at plugin.mjs:3"
+
+
+def test_an_error_of_a_call_knows_whose_it_is() -> None:
+    """Worker and method are fields, empty where nobody has set them."""
+    error = forkwire.WorkerClosedError("text")
+    assert (error.worker, error.method) == ("", "")
 
 
 def test_signals_have_names() -> None:
