@@ -440,8 +440,8 @@ def test_hostile_instances() -> None:
     class Hostile(metaclass=Meta):
         __slots__ = ("slot",)
         __getattr__ = explode
-        __getattribute__ = explode  # type: ignore[assignment]
-        __class__ = property(explode)  # type: ignore[assignment]
+        __getattribute__ = explode
+        __class__ = property(explode)  # pyright: ignore[reportIncompatibleMethodOverride]
         __eq__ = explode  # type: ignore[assignment]
         __hash__ = explode  # type: ignore[assignment]
         __repr__ = explode  # type: ignore[assignment]

@@ -89,7 +89,9 @@ class _Stub:
     def __getattr__(self, name: str) -> NoReturn:
         if name[:1] == "_":
             raise AttributeError(f"a stub has no {name}", name=name, obj=self)
-        raise AttributeError(not_offered(self._forkwire_owner, name, self.__dict__, "has"))
+        message = not_offered(self._forkwire_owner, name, self.__dict__, "has")
+        # Told no name, the interpreter does not add a suggestion of its own.
+        raise AttributeError(message, name=None, obj=None)
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError(f"{self!r} is a stub: its attributes cannot be set")
