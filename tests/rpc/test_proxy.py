@@ -113,7 +113,7 @@ def test_signature_in_the_message_is_as_written() -> None:
 def test_names_outside_the_protocol() -> None:
     """An unknown attribute is an `AttributeError` with the near names, a private one without."""
     stub: Any = proxy(Calculator, Front())
-    with pytest.raises(AttributeError, match="has no 'ad': did you mean 'add'") as caught:
+    with pytest.raises(AttributeError, match="has no 'ad'; did you mean 'add'") as caught:
         _ = stub.ad
     with pytest.raises(AttributeError, match="there is add, count, ticks, total"):
         _ = stub.zzz

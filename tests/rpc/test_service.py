@@ -244,7 +244,7 @@ def test_object_in_a_module(write: Write) -> None:
     assert names("shop.tools:alone") == ["alone"]
     with pytest.raises(UsageError, match="is a string"):
         Service.of("shop.tools:text")
-    with pytest.raises(UsageError, match="there is no 'Tol': did you mean 'Tool'"):
+    with pytest.raises(UsageError, match="there is no 'Tol'; did you mean 'Tool'"):
         Service.of("shop.tools:Tol")
 
 
@@ -578,7 +578,7 @@ def test_service_of_a_service() -> None:
 def test_near_names() -> None:
     """An unknown name is answered with the near ones, or with some that there are."""
     service = Service.of("math")
-    with pytest.raises(MethodNotFoundError, match="math offers no 'sqr': did you mean 'sqrt'"):
+    with pytest.raises(MethodNotFoundError, match="math offers no 'sqr'; did you mean 'sqrt'"):
         service.get("sqr")
     with pytest.raises(AttributeError, match=r"there is acos, .*, \.\.\."):
         service.get("zzz")

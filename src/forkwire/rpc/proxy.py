@@ -14,6 +14,7 @@ from typing import Any, Final, NoReturn, Protocol, TypeVar, cast
 
 from ..errors import InvalidArgumentsError, UsageError
 from ..wire.text import clean
+from .failures import suggestions
 from .kinds import (
     STREAMED,
     Kind,
@@ -23,7 +24,7 @@ from .kinds import (
     signature_text,
     stream_kind,
 )
-from .targets import is_protocol, near, not_offered, public_methods
+from .targets import is_protocol, not_offered, public_methods
 from .values import Shape
 
 __all__ = ["Invoke", "proxy"]
@@ -191,9 +192,7 @@ def _agreed_kind(
         return kind
     if name not in offered:
         sentence = f"{owner.__qualname__} has {name}(), which {service} does not offer"
-        matches = near(name, offered)
-        hint = f": did you mean {' or '.join(map(repr, matches))}?" if matches else ""
-        raise UsageError(sentence + hint)
+        raise UsageError(sentence + suggestions(name, offered))
     return _fitting(owner, name, attribute, kind, offered[name], service)
 
 

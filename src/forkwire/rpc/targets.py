@@ -7,7 +7,6 @@ own, a property or ``__getattr__``, is not asked. Runs nothing but imports.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import importlib
 import importlib.util
@@ -19,13 +18,13 @@ from typing import Any, Final, cast
 
 from ..errors import UsageError
 from ..wire.text import clean
+from .failures import suggestions
 from .kinds import doc_of, is_a
 
 __all__ = [
     "Offer",
     "is_protocol",
     "listed",
-    "near",
     "not_offered",
     "offer_of",
     "public_methods",
@@ -43,9 +42,8 @@ _METHODS: Final = (
 )
 # Mappings of other modules are somebody's own objects, which offer their methods.
 _TABLES: Final = frozenset({"builtins", "collections", "types"})
-# What a peer sends as a name is shown and compared up to this many characters.
+# What a peer sends as a name is shown up to this many characters.
 _SHOWN: Final = 60
-_NEAR: Final = 3
 _LISTED: Final = 8
 
 
@@ -88,13 +86,6 @@ def quoted(text: str) -> str:
     return f"'{clean(text, _SHOWN)}'"
 
 
-def near(name: str, known: Iterable[str]) -> list[str]:
-    """The known names that ``name`` may be a slip of; none for a name too long for one."""
-    if len(name) > _SHOWN:
-        return []
-    return difflib.get_close_matches(name, list(known), n=_NEAR)
-
-
 def listed(names: Iterable[str]) -> str:
     """A few names to show, and that there are more."""
     names = list(names)
@@ -105,11 +96,8 @@ def listed(names: Iterable[str]) -> str:
 def not_offered(service: str, name: str, known: Iterable[str], verb: str = "offers") -> str:
     """The sentence for a name that a service does not offer."""
     known = list(known)
-    if matches := near(name, known):
-        hint = "did you mean " + " or ".join(map(repr, matches)) + "?"
-    else:
-        hint = f"there is {listed(known)}"
-    return f"{service} {verb} no {quoted(name)}: {hint}"
+    hint = suggestions(name, known) or f"; there is {listed(known)}"
+    return f"{service} {verb} no {quoted(name)}{hint}"
 
 
 def is_protocol(owner: type) -> bool:
@@ -158,8 +146,7 @@ def _of_object(module: ModuleType, path: str, reference: str) -> Offer:
         try:
             target = getattr(target, part)
         except AttributeError:
-            known = near(part, dir(target))
-            hint = f": did you mean {' or '.join(map(repr, known))}?" if known else ""
+            hint = suggestions(part, dir(target))
             raise UsageError(f"{quoted(reference)}: there is no {part!r}{hint}") from None
     if is_a(target, str):
         raise UsageError(f"{quoted(reference)} is a string: name a class, a function or an object")
