@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from ..errors import signal_name
-from . import descriptors, guard, guard_main, ownership
+from . import descriptors, guard, guard_main, oom, ownership
 from .backend import Backend, Stop
 
 __all__ = ["STATUS_LOST", "Child"]
@@ -43,6 +43,10 @@ class Child:
         self.status_lost = False
         self.abandoned = False
         self.leftovers: object = None  # of the start, to be dropped once there is time
+        self._started = time.monotonic()
+        self._victims = -1  # of the out-of-memory killer, before the start
+        self._killed_here = False
+        self._killer = ""
         self._lock = threading.RLock()  # a finaliser may come in between
         self._collecting = False
         self._at_end: list[Callable[[], None]] = []
@@ -66,6 +70,10 @@ class Child:
         if self._exit_fd < 0:
             self._exit_fd = waited_for_in_a_thread(pid)
         ownership.own(self._exit_fd)
+
+    def count_victims(self) -> None:
+        """Before it is born: know later whether there were more for lack of memory."""
+        self._victims = oom.kills()
 
     def watch(self, backend: Backend) -> None:
         """Have ``backend``'s loop reap it, unless a running loop does so already."""
@@ -128,6 +136,7 @@ class Child:
         """Signal the child and its descendants in its group; nothing once it is reaped."""
         with self._lock:
             if self.returncode is None and self.pid:
+                self._killed_here |= number == signal.SIGKILL
                 guard_main.signal_group(self.pid, number)
 
     def _on_exit(self) -> None:
@@ -171,6 +180,8 @@ class Child:
             guard.forget(self.slot)
             _, status, self.rusage = os.wait4(self.pid, 0)
             self.returncode = os.waitstatus_to_exitcode(status)
+            if self.returncode == -signal.SIGKILL and not self._killed_here:
+                self._killer = self._suspect()
         except ChildProcessError:
             kill_rest(self._exit_fd)
             guard.forget(self.slot)
@@ -223,9 +234,25 @@ class Child:
                 "ended, and its status was lost: something else in this program waited for it, "
                 "or SIGCHLD is ignored"
             )
+        if self._killer:
+            return self._killer
         if self.returncode < 0:
             return f"was ended by {signal_name(-self.returncode)}"
         return f"ended with exit status {self.returncode}"
+
+    def _suspect(self) -> str:
+        """Who may have sent a SIGKILL that we did not send, as `reason` says it."""
+        if oom.log_names(self.pid, self._started):
+            return "was killed by the kernel for lack of memory (SIGKILL)"
+        if 0 <= self._victims < oom.kills():
+            return (
+                "was ended by SIGKILL, most likely by the kernel for lack of memory: meanwhile its "
+                "out-of-memory killer was at work in this control group"
+            )
+        return (
+            "was ended by SIGKILL, which was not sent by way of its handle: perhaps by the "
+            "kernel's out-of-memory killer (see dmesg)"
+        )
 
 
 def reap_deserted() -> None:

@@ -126,6 +126,8 @@ class ProcessWorker:
         self._pid = os.getpid()
         self._ends = ends = open_ends(options.capture_stderr, options.capture_stdout)
         self._child = Child(options.grace)
+        if options.capture_stderr:  # else a start costs nothing more than it must
+            self._child.count_victims()
         self._input = InputChannel._of_pipe(ends.input, options.max_message_size, backend)
         self._output = OutputChannel._of_pipe(ends.output, backend)
         self._stdout = Relay(ends.stdout, sinks[0]) if ends.stdout >= 0 else None
