@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from .records import Data, data_of, message_of
+from .log_records import Data, data_of, message_of
 from .replaying import replay
 
 __all__ = ["Bridge", "host_level", "install", "replay"]

@@ -14,7 +14,7 @@ from typing import Final
 
 from ..process.stderr import write_to
 from ..wire.text import clean
-from .records import EXTRA, EXTRAS, MESSAGE, NAME, PATH, STANDARD, TRACEBACK, is_small_int
+from .log_records import EXTRA, EXTRAS, MESSAGE, NAME, PATH, STANDARD, TRACEBACK, is_small_int
 
 __all__ = ["replay"]
 
