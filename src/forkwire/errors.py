@@ -187,7 +187,7 @@ class RemoteError(CallError):
         self.traceback = traceback
 
     def __str__(self) -> str:
-        return "\n\n".join(filter(None, [f"{self.message}{self._count()}", self._remote_text()]))
+        return "\n\n".join(filter(None, [f"{self.message}{self._count()}", self.remote_text()]))
 
     def _count(self) -> str:
         if not isinstance(self, BaseExceptionGroup):
@@ -195,8 +195,8 @@ class RemoteError(CallError):
         count = len(self.exceptions)
         return f" ({count} sub-exception{'s' * (count > 1)})"
 
-    def _remote_text(self) -> str:
-        """The traceback, then the type, as Python ends one; without one only a type of interest."""
+    def remote_text(self) -> str:
+        """The remote traceback, with the type at its end; without one the type, if it is news."""
         name = self.type_name.removeprefix("builtins.")
         if not self.traceback:
             known = {found.__name__ for found in type(self).__mro__}

@@ -164,7 +164,7 @@ def filled(error: RemoteError) -> RemoteError:
         if value is not None and is_plain(value):
             setattr(error, name, value)
     if isinstance(error, SyntaxError) and error.traceback:
-        error.add_note(error.traceback)  # its text is not what Python prints of one
+        error.add_note(error.remote_text())  # Python prints its `msg`, not its text
     return error
 
 
