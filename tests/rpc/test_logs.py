@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import logging.handlers
 import math
@@ -12,11 +13,13 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
-from forkwire.rpc import logs, records, replaying
+from forkwire import InputChannel, OutputChannel, run, sync
+from forkwire.rpc import log_records, logs, replaying
 from forkwire.rpc.logs import Bridge, host_level, replay
 
 Data = dict[str, object]
@@ -219,13 +222,13 @@ def test_sizes_are_bounded(worker: Worker) -> None:
     except ValueError:
         worker.logger("n" * 1000).exception("m" * 100_000, extra=many)
     data = worker.last
-    assert cast(str, data["message"]) == "m" * records.MESSAGE + "... [83616 more]"
+    assert cast(str, data["message"]) == "m" * log_records.MESSAGE + "... [83616 more]"
     assert len(cast(str, data["name"])) < 300
     assert cast(str, data["exc_text"]).endswith("the end")
-    assert len(cast(str, data["exc_text"])) < records.TRACEBACK + 30
+    assert len(cast(str, data["exc_text"])) < log_records.TRACEBACK + 30
     extra = cast("dict[str, str]", data["extra"])
-    assert len(extra) == records.EXTRAS
-    assert max(len(text) for text in extra.values()) < records.EXTRA + 30
+    assert len(extra) == log_records.EXTRAS
+    assert max(len(text) for text in extra.values()) < log_records.EXTRA + 30
 
 
 def test_text_can_be_encoded(worker: Worker) -> None:
@@ -692,3 +695,33 @@ def test_the_queue_handler_takes_it(heard: Heard) -> None:
     sent({"level": 20, "message": "m", "exc_text": "T"})
     memory.close()
     assert heard.last.getMessage() == "m"
+
+
+# -- in a real worker ---------------------------------------------------------------------------
+
+
+def logs_in_a_worker(inp: InputChannel, out: OutputChannel, level: int) -> None:
+    def post(data: Data) -> None:
+        sync.write_message(out, json.dumps(data).encode())
+
+    bridge = logs.install(post, level, lambda: (1, "work"))
+    logging.getLogger("calc").debug("not made")
+    logging.getLogger("calc").info("made in %s", "the worker")
+    bridge.flush()
+
+
+@pytest.mark.anyio
+@pytest.mark.filterwarnings("ignore::forkwire.ForkThreadsWarning")  # anyio's runner has one
+async def test_a_forked_worker(tmp_path: Path) -> None:
+    """Its record is handled once, by the host's handlers, whose inherited copies stay silent."""
+    path = tmp_path / "log"
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(process)d %(name)s %(levelname)s %(message)s"))
+    logging.getLogger().handlers[:] = [handler]
+    logging.getLogger().setLevel(logging.INFO)
+    async with await run(logs_in_a_worker, host_level()) as worker:
+        async for message in worker.input_channel:
+            replay(json.loads(message), worker="calc", pid=worker.pid)
+    handler.close()
+    assert worker.returncode == 0
+    assert path.read_text() == f"{worker.pid} calc INFO made in the worker\n"

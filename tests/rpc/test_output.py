@@ -14,6 +14,7 @@ import pytest
 
 from forkwire import InputChannel, OutputChannel, ProcessWorker, sync
 from forkwire.process.backend import current_backend
+from forkwire.process.fork import Options
 from forkwire.process.stderr import LINE, Relay
 from forkwire.process.worker import start_worker
 from forkwire.rpc import output
@@ -249,3 +250,66 @@ def test_other_ends_of_line_are_text() -> None:
 def test_nothing_said_is_nothing() -> None:
     """No label without a line."""
     assert Pipe().ends() == ""
+
+
+# -- the start ----------------------------------------------------------------------------------
+
+
+def open_here() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("close_fds", [False, True])
+@pytest.mark.parametrize("stdout", [False, True])
+@pytest.mark.parametrize("stderr", [False, True])
+async def test_any_capture_leaves_nothing_open(
+    anyio_backend: object, stdout: bool, stderr: bool, close_fds: bool
+) -> None:
+    """Each of the two alone, both, or none: what is captured arrives, and every end is closed."""
+    with hearing() as (out, err):
+        name = current_backend().name
+        options = Options(name, 2.0, LIMIT, close_fds, stderr, stdout, null_stdin=stdout)
+        for round_ in range(2):
+            before = open_here()
+            f = prints if stdout and stderr else says_one if stdout or stderr else asks_nothing
+            async with start_worker(f, 1 if stdout else 2, options, label="x") as worker:
+                await worker.wait()
+            with anyio.fail_after(20):
+                while round_ and open_here() != before:  # the first one starts the guard
+                    await anyio.sleep(0.001)
+            assert worker.returncode == 0
+        assert bool(out.text) is stdout
+        assert bool(err.text) is stderr
+
+
+def says_one(inp: InputChannel, out: OutputChannel, fd: int) -> None:
+    print("said", file=sys.stdout if fd == 1 else sys.stderr)
+
+
+def asks_nothing(inp: InputChannel, out: OutputChannel, arg: object) -> None:
+    assert not os.get_inheritable(inp.fileno())
+
+
+async def test_a_sibling_does_not_hold_an_end() -> None:
+    """A worker that was started later has no end of another's pipes: its output ends with it."""
+    with hearing() as (out, _):
+        async with start(waits, None) as first:
+            async with start(waits, None) as second:
+                first.kill()
+                await first.wait()
+                relay = first._stdout
+                assert relay is not None
+                assert relay._closed
+                await sync_with(second)
+            assert "up" in out.text
+
+
+async def sync_with(worker: ProcessWorker) -> None:
+    assert await anext(worker.input_channel) == b"up"
+
+
+def waits(inp: InputChannel, out: OutputChannel, arg: object) -> None:
+    print("up")
+    sync.write_message(out, b"up")
+    sync.read_message(inp)
