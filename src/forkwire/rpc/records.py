@@ -1,140 +1,216 @@
-"""A log record as plain data of bounded size, made where it was logged.
+"""Converters of classes with fields: dataclasses, Structs, attrs classes and named tuples.
 
-Its arguments and objects stay there: what travels is text, numbers, and a note where making them
-failed. Knows nothing of how records travel.
+An unknown field is ignored, as msgspec does it, so that a newer peer may say more; a Struct with
+``forbid_unknown_fields`` refuses it.
 """
 
 from __future__ import annotations
 
-import logging
-import traceback
-from typing import Final, TypeGuard
+import dataclasses
+import sys
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypeAlias
 
-__all__ = [
-    "EXTRA",
-    "EXTRAS",
-    "LARGEST_INT",
-    "MESSAGE",
-    "NAME",
-    "PATH",
-    "STANDARD",
-    "TRACEBACK",
-    "Data",
-    "data_of",
-    "is_small_int",
-    "message_of",
-]
+from .leaves import Converter
+from .mismatch import Mismatch, key_step, wrong
 
-Data = dict[str, object]
+__all__ = ["Field", "Record", "record_of"]
 
-# What is kept of a record. A longer text says how much is missing.
-MESSAGE: Final = 16 * 1024  # characters
-TRACEBACK: Final = 32 * 1024  # its end, where the error is
-NAME: Final = 256
-PATH: Final = 1024
-EXTRAS: Final = 32
-EXTRA: Final = 1024
+# Stands for a field that is left to its default.
+ABSENT: Final = object()
 
-LARGEST_INT: Final = 2**63  # what every peer has room for
-
-STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+Compile: TypeAlias = Callable[[Any], "Converter | None"]
 
 
-def data_of(record: logging.LogRecord) -> Data:
-    """``record`` as plain data of bounded size."""
-    data: Data = {
-        "name": cut(record.name, NAME),
-        "level": number(record.levelno),
-        "levelname": cut(record.levelname, NAME),
-        "message": cut(message_of(record), MESSAGE),
-        "created": float(record.created),
-        "pathname": cut(record.pathname, PATH),
-        "lineno": number(record.lineno),
-        "funcName": cut(record.funcName or "", NAME),
-        "thread": number(record.thread),
-        "threadName": cut(record.threadName or "", NAME),
-    }
-    task = getattr(record, "taskName", None)  # since Python 3.12
-    if task:
-        data["taskName"] = cut(task, NAME)
-    exc_text = exception_of(record)
-    if exc_text:
-        data["exc_text"] = cut_head(exc_text, TRACEBACK)
-    if record.stack_info:
-        data["stack_info"] = cut_head(str(record.stack_info), TRACEBACK)
-    extra = extra_of(record)
-    if extra:
-        data["extra"] = extra
-    return data
+@dataclasses.dataclass(frozen=True, slots=True)
+class Field:
+    """One field: its name on the wire, in the constructor, and its type."""
+
+    wire: str
+    name: str
+    convert: Converter | None
+    required: bool
+    init: bool = True
 
 
-def message_of(record: logging.LogRecord) -> str:
-    """The message, made here: its arguments stay here. If that fails, what there is of it."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class Record:
+    """A class whose instances are maps of fields, or arrays of them."""
+
+    kind: Any
+    fields: tuple[Field, ...]
+    array: bool = False
+    tag: tuple[str, object] | None = None
+    exact: bool = False
+
+    def convert(self, value: Any) -> Any:
+        if isinstance(value, self.kind):
+            return value
+        items = self.from_array(value) if self.array else self.from_map(value)
+        return self.build(items)
+
+    def fits(self, value: Any) -> bool:
+        """Whether a map names no field that is unknown here: which member of a union is meant."""
+        if not isinstance(value, Mapping):
+            return False
+        known = {field.wire for field in self.fields}
+        return known.issuperset(value) or (self.tag is not None and self.tag[0] in value)
+
+    def from_map(self, value: Any) -> dict[str, Any]:
+        if not isinstance(value, Mapping):
+            raise wrong(self.kind.__name__, value)
+        if self.tag is not None and value.get(self.tag[0], ABSENT) != self.tag[1]:
+            raise Mismatch(f"{self.tag[0]} is not {self.tag[1]!r}, so this is no {self.kind.__name__}")
+        if self.exact:
+            self.refuse_unknown(value)
+        return {
+            field.name: converted(field, value[field.wire])
+            for field in self.fields
+            if self.present(field, value)
+        }
+
+    def present(self, field: Field, value: Mapping[str, Any]) -> bool:
+        if field.wire in value:
+            return True
+        if field.required:
+            raise Mismatch(f"{self.kind.__name__} needs {field.wire!r}, which is missing")
+        return False
+
+    def refuse_unknown(self, value: Mapping[str, Any]) -> None:
+        known = {field.wire for field in self.fields} | ({self.tag[0]} if self.tag else set())
+        for key in value:
+            if key not in known:
+                raise Mismatch(f"{self.kind.__name__} has no field {key_step(key)[1:-1]}")
+
+    def from_array(self, value: Any) -> dict[str, Any]:
+        if not isinstance(value, list | tuple):
+            raise wrong(self.kind.__name__, value)
+        rest = list(value)
+        if self.tag is not None and (not rest or rest.pop(0) != self.tag[1]):
+            raise Mismatch(f"this is no {self.kind.__name__}, which begins with {self.tag[1]!r}")
+        needed = sum(field.required for field in self.fields)
+        if len(rest) < needed:
+            raise Mismatch(f"{self.kind.__name__} has {needed} items, got {len(rest)}")
+        return {
+            field.name: converted(field, item, f"[{index}]")
+            for index, (field, item) in enumerate(zip(self.fields, rest, strict=False))
+        }
+
+    def build(self, items: dict[str, Any]) -> Any:
+        later = {field.name: items.pop(field.name) for field in self.fields
+                 if not field.init and field.name in items}  # fmt: skip
+        try:
+            made = self.kind(**items)
+        except (TypeError, ValueError) as error:
+            raise Mismatch(f"{self.kind.__name__} refused its fields: {error}") from error
+        for name, item in later.items():
+            object.__setattr__(made, name, item)
+        return made
+
+
+def converted(field: Field, item: Any, step: str = "") -> Any:
+    if field.convert is None:
+        return item
     try:
-        return record.getMessage()
-    except Exception as error:
-        return f"{shown(record.msg)} [cannot be formatted: {described(error)}]"
+        return field.convert(item)
+    except Mismatch as mismatch:
+        raise mismatch.inside(step or f".{field.wire}") from mismatch.__cause__
 
 
-def exception_of(record: logging.LogRecord) -> str:
-    """The traceback as text, or ""."""
-    if record.exc_text or not record.exc_info:
-        return str(record.exc_text or "")
+# -- classes ----------------------------------------------------------------------------------
+
+
+def record_of(kind: Any, annotation: Any, compiled: Compile) -> Record | None:
+    """The record that ``kind`` is, its type variables as ``annotation`` says; None if it is none."""
+    msgspec = sys.modules.get("msgspec")
+    if msgspec is not None and issubclass(kind, msgspec.Struct):
+        return struct_record(kind, annotation, msgspec, compiled)
+    if dataclasses.is_dataclass(kind):
+        return dataclass_record(kind, annotation, compiled)
+    if hasattr(kind, "__attrs_attrs__"):
+        return attrs_record(kind, annotation, compiled)
+    if issubclass(kind, tuple) and hasattr(kind, "_fields"):
+        return named_tuple_record(kind, annotation, compiled)
+    return None
+
+
+def hints_of(kind: Any, annotation: Any) -> dict[str, Any]:
+    """The types of the fields of ``kind``; one that cannot be resolved counts as Any."""
     try:
-        return "".join(traceback.format_exception(*record.exc_info)).removesuffix("\n")
-    except Exception as error:
-        return f"{record.exc_info[0]} [cannot be formatted: {described(error)}]"
+        hints = typing.get_type_hints(kind, include_extras=True)
+    except Exception:  # a name that only a type checker sees, or any code
+        hints = {}
+        for base in reversed(kind.__mro__):
+            hints |= getattr(base, "__annotations__", {})
+        hints = {name: hint for name, hint in hints.items() if not isinstance(hint, str)}
+    arguments = dict(zip(parameters_of(kind), typing.get_args(annotation), strict=False))
+    return {name: substituted(hint, arguments) for name, hint in hints.items()}
 
 
-def extra_of(record: logging.LogRecord) -> Data:
-    """The fields of ``extra=`` that are plain scalars; the rest is left out."""
-    extra: Data = {}
-    for name, value in list(vars(record).items()):
-        if name in STANDARD or len(extra) == EXTRAS or len(name) > NAME:
-            continue
-        if isinstance(value, str):
-            extra[name] = cut(value, EXTRA)
-        elif value is None or type(value) in (bool, float) or is_small_int(value):
-            extra[name] = value
-    return extra
+def parameters_of(kind: Any) -> tuple[Any, ...]:
+    return tuple(getattr(kind, "__parameters__", ()))
 
 
-def is_small_int(value: object) -> TypeGuard[int]:
-    return type(value) is int and -LARGEST_INT <= value < LARGEST_INT
+def substituted(hint: Any, arguments: Mapping[Any, Any]) -> Any:
+    """``hint`` with type variables replaced."""
+    if not arguments:
+        return hint
+    if isinstance(hint, typing.TypeVar):
+        return arguments.get(hint, hint)
+    inner = getattr(hint, "__parameters__", ())
+    if not inner or isinstance(hint, type):
+        return hint
+    return hint[tuple(arguments.get(parameter, parameter) for parameter in inner)]
 
 
-def number(value: object) -> int:
-    """``value``, or 0 for what somebody else put there."""
-    return int(value) if isinstance(value, int) and abs(value) < LARGEST_INT else 0
+def dataclass_record(kind: Any, annotation: Any, compiled: Compile) -> Record:
+    hints = hints_of(kind, annotation)
+    missing = dataclasses.MISSING
+    fields = [
+        Field(
+            field.name,
+            field.name,
+            compiled(hints.get(field.name, Any)),
+            field.init and field.default is missing and field.default_factory is missing,
+            field.init,
+        )
+        for field in dataclasses.fields(kind)
+    ]
+    return Record(kind, tuple(fields))
 
 
-def cut(value: object, limit: int) -> str:
-    """The beginning of the text, which can be encoded, and a note of the rest."""
-    text = str(value)
-    rest = len(text) - limit
-    return encodable(text) if rest <= 0 else f"{encodable(text[:limit])}... [{rest} more]"
+def attrs_record(kind: Any, annotation: Any, compiled: Compile) -> Record:
+    hints = hints_of(kind, annotation)
+    nothing = sys.modules["attr"].NOTHING
+    fields = [
+        Field(
+            attribute.name,
+            attribute.alias if attribute.init else attribute.name,
+            compiled(hints.get(attribute.name, Any)),
+            attribute.init and attribute.default is nothing,
+            attribute.init,
+        )
+        for attribute in kind.__attrs_attrs__
+    ]
+    return Record(kind, tuple(fields))
 
 
-def cut_head(text: str, limit: int) -> str:
-    """The end of ``text``, and a note of what was before."""
-    rest = len(text) - limit
-    return encodable(text) if rest <= 0 else f"[{rest} more] ...{encodable(text[-limit:])}"
+def named_tuple_record(kind: Any, annotation: Any, compiled: Compile) -> Record:
+    hints = hints_of(kind, annotation)
+    defaults = kind._field_defaults
+    fields = [
+        Field(name, name, compiled(hints.get(name, Any)), name not in defaults)
+        for name in kind._fields
+    ]
+    return Record(kind, tuple(fields), array=True)
 
 
-def encodable(text: str) -> str:
-    """``text`` without the halves of surrogate pairs that an undecodable file name has."""
-    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
-
-
-def shown(value: object) -> str:
-    try:
-        return repr(value)
-    except Exception as error:
-        return f"<{type(value).__qualname__} [{described(error)}]>"
-
-
-def described(error: Exception) -> str:
-    try:
-        return f"{type(error).__qualname__}: {error}"
-    except Exception:
-        return type(error).__qualname__
+def struct_record(kind: Any, annotation: Any, msgspec: Any, compiled: Compile) -> Record:
+    config = kind.__struct_config__
+    fields = [
+        Field(field.encode_name, field.name, compiled(field.type), field.required)
+        for field in msgspec.structs.fields(annotation)
+    ]
+    tag = None if config.tag is None else (config.tag_field, config.tag)
+    return Record(kind, tuple(fields), config.array_like, tag, config.forbid_unknown_fields)
