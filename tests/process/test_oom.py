@@ -32,7 +32,7 @@ def events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file with the count, of a control group of version 2."""
     path = tmp_path / "memory.events"
     path.write_text(EVENTS.format(4))
-    monkeypatch.setattr(oom, "counters", lambda: (str(tmp_path / "none"), str(path)))
+    monkeypatch.setattr(oom, "counters", lambda: (os.devnull, str(path)))
     return path
 
 

@@ -31,9 +31,10 @@ GROUP: Final = re.compile(r"^\d+:(?:|(?:[^:\n]*,)?memory(?:,[^:\n]*)?):(/[^\n]*)
 
 def kills() -> int:
     """How many victims the control group of this process has had; -1 if that cannot be known."""
-    for path in counters():
-        with contextlib.suppress(OSError), open(path, "rb", buffering=0) as file:
-            found = COUNT.search(file.read())
+    with contextlib.suppress(OSError):  # there are none, or no descriptor is left
+        for path in counters():
+            with open(path, "rb", buffering=0) as file:
+                found = COUNT.search(file.read())
             if found:
                 return int(found[1])
     return -1
@@ -41,12 +42,9 @@ def kills() -> int:
 
 @functools.cache
 def counters() -> tuple[str, ...]:
-    """The files that may have the count."""
-    try:
-        with open("/proc/self/cgroup", encoding="utf-8", errors="surrogateescape") as file:
-            groups = [path.rstrip("/") for path in GROUP.findall(file.read())]
-    except OSError:
-        return ()
+    """The files that may have the count. Raises :exc:`OSError`, which is not remembered."""
+    with open("/proc/self/cgroup", encoding="utf-8", errors="surrogateescape") as file:
+        groups = [path.rstrip("/") for path in GROUP.findall(file.read())]
     places = [f"{MOUNTED}{path}/memory.events" for path in groups]
     places += [f"{MOUNTED}/memory{path}/memory.oom_control" for path in groups]
     return tuple(path for path in places if os.path.exists(path))
