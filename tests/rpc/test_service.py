@@ -629,6 +629,10 @@ def returns_async() -> AsyncIterator[int]:
     return async_generator()
 
 
+def returns_awaitable() -> Awaitable[None]:
+    return coroutine()
+
+
 def returns_unknown() -> Unknown[int]:  # type: ignore[name-defined] # noqa: F821
     ...
 @contextlib.contextmanager
@@ -699,6 +703,7 @@ circular.__wrapped__ = circular  # type: ignore[attr-defined]
         (returns_generator, "generator"),
         (returns_async, "async_generator"),
         (returns_iterable, "plain"),
+        (returns_awaitable, "async"),
         (returns_unknown, "plain"),
         (context, "plain"),
         (async_context, "plain"),

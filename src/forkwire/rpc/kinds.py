@@ -31,14 +31,17 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 STREAMED: Final[frozenset[str]] = frozenset({"generator", "async_generator"})
-_ITERATORS: Final[tuple[tuple[object, Kind], ...]] = (
+# What a return annotation promises, also where another function does the work.
+_PROMISES: Final[tuple[tuple[object, Kind], ...]] = (
     (abc.Iterator, "generator"),
     (abc.Generator, "generator"),
     (abc.AsyncIterator, "async_generator"),
     (abc.AsyncIterable, "async_generator"),
     (abc.AsyncGenerator, "async_generator"),
+    (abc.Awaitable, "async"),
+    (abc.Coroutine, "async"),
 )
-_NAMES: Final = {str(getattr(kind, "__name__", "")): kind for kind, _ in _ITERATORS}
+_NAMES: Final = {str(getattr(kind, "__name__", "")): kind for kind, _ in _PROMISES}
 _UNKNOWN: Final = object()
 # Decorators may wrap in a circle; nobody stacks more.
 _MAX_LAYERS: Final = 32
@@ -64,13 +67,13 @@ def kind_of(function: object) -> Kind:
             return "async"
         if inspect.isgeneratorfunction(layer):
             return "generator"
-    return stream_kind(function) or "plain"
+    return _promised_kind(function) or "plain"
 
 
 def stream_kind(function: object) -> Kind | None:
     """The kind of stream that the return annotation promises, if it is one."""
-    origin = _returned(function)
-    return next((kind for iterator, kind in _ITERATORS if origin is iterator), None)
+    kind = _promised_kind(function)
+    return kind if kind in STREAMED else None
 
 
 def may_stream(function: object) -> bool:
@@ -144,6 +147,11 @@ def _annotations(function: Any) -> dict[str, object]:
 
         return annotationlib.get_annotations(function, format=annotationlib.Format.FORWARDREF)
     return function.__annotations__
+
+
+def _promised_kind(function: object) -> Kind | None:
+    origin = _returned(function)
+    return next((kind for promise, kind in _PROMISES if origin is promise), None)
 
 
 def _returned(function: object) -> object:
