@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from .errors import (
     CallCancelledError,
     CallError,
@@ -35,12 +38,34 @@ from .process.channels import InputChannel, OutputChannel, read_message, write_m
 from .process.worker import ProcessWorker, run
 from .wire.framing import MAX_PAYLOAD_SIZE, EndOfFile, WriteOk
 
+if TYPE_CHECKING:
+    from .rpc.aio import Stream
+    from .rpc.calls import Calls, CurrentCall, current_call
+    from .rpc.context import propagate
+    from .rpc.failures import register
+    from .rpc.worker import Worker, WorkerStatistics, open_worker
+
+# The upper layer is imported when it is first used: the base layer works without its packages.
+UPPER = {
+    "Calls": "calls",
+    "CurrentCall": "calls",
+    "Stream": "aio",
+    "Worker": "worker",
+    "WorkerStatistics": "worker",
+    "current_call": "calls",
+    "open_worker": "worker",
+    "propagate": "context",
+    "register": "failures",
+}
+
 __all__ = [
     "MAX_PAYLOAD_SIZE",
     "CallCancelledError",
     "CallError",
+    "Calls",
     "ChannelBusyError",
     "ChannelOSError",
+    "CurrentCall",
     "DeadlineExceededError",
     "EndOfFile",
     "ForkThreadsWarning",
@@ -59,17 +84,37 @@ __all__ = [
     "ProtocolError",
     "RemoteError",
     "SizeLimitError",
+    "Stream",
     "TooManyCallsError",
     "UsageError",
     "ValueDecodeError",
     "ValueEncodeError",
+    "Worker",
     "WorkerClosedError",
     "WorkerDied",
     "WorkerError",
     "WorkerStartError",
+    "WorkerStatistics",
     "WriteOk",
     "WrongKindError",
+    "current_call",
+    "open_worker",
+    "propagate",
     "read_message",
+    "register",
     "run",
     "write_message",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    module = UPPER.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".rpc.{module}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *UPPER})

@@ -261,7 +261,8 @@ class WorkerDied(WorkerError):
     None for a signal. ``rusage``: a :class:`resource.struct_rusage`, None where it was lost.
     ``inside_message``: whether what it wrote ended inside a message; None as long as the end was
     not read. ``stderr_tail`` and ``native_stack`` (faulthandler's, after a crash in C): text, ""
-    where stderr was not captured.
+    where stderr was not captured. ``in_flight``: the calls that it took with it, each as
+    ``"method (call 7)"``.
     """
 
     def __init__(
@@ -274,6 +275,7 @@ class WorkerDied(WorkerError):
         inside_message: bool | None = None,
         stderr_tail: str = "",
         native_stack: str = "",
+        in_flight: tuple[str, ...] = (),
     ) -> None:
         super().__init__(pid, returncode, reason)
         self.pid = pid
@@ -285,9 +287,12 @@ class WorkerDied(WorkerError):
         self.inside_message = inside_message
         self.stderr_tail = stderr_tail
         self.native_stack = native_stack
+        self.in_flight = in_flight
 
     def __str__(self) -> str:
         inside = ", inside a message" if self.inside_message else ""
+        if self.in_flight:
+            inside += f", with {', '.join(self.in_flight)} in flight"
         tail = f"; its stderr ended with:\n{self.stderr_tail}" if self.stderr_tail else ""
         return f"worker {self.pid} {self.reason}{inside}{tail}"
 

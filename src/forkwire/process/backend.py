@@ -7,6 +7,7 @@ and callbacks, not of channels or workers.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import os
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
@@ -219,7 +220,8 @@ class TrioBackend:
             self.run_soon(function)
 
     def spawn(self, function: Callable[[], Awaitable[None]], name: str) -> None:
-        self._trio.lowlevel.spawn_system_task(function, name=name)
+        context = contextvars.copy_context()  # by default it would be trio's own
+        self._trio.lowlevel.spawn_system_task(function, name=name, context=context)
 
     def watch(self, fd: int, callback: Callable[[], None]) -> Stop:
         scope = self._trio.CancelScope()

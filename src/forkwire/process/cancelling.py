@@ -24,7 +24,7 @@ import anyio
 from . import descriptors, loops, signals, waiting
 from .backend import BackendName
 
-__all__ = ["TERMINATED", "Termination", "listen_in_plain_code", "run_awaitable"]
+__all__ = ["TERMINATED", "Terminated", "Termination", "listen_in_plain_code", "run_awaitable"]
 
 TERMINATED: Final = 128 + int(signal.SIGTERM)
 

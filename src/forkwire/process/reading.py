@@ -162,6 +162,18 @@ class Source:
             stop, self._stop_watching = self._stop_watching, None
             stop(lambda: None)
 
+    def listen(self, backend: Backend, callback: Callable[[], None]) -> None:
+        """Call ``callback`` in the loop whenever there is something to `fill`; nobody else reads.
+
+        The callback unregisters with `stop_listening`, at the end of the file at the latest.
+        """
+        self._backend, self._reading = backend, True
+        self._stop_watching = backend.watch(self.fd, callback)
+
+    def stop_listening(self) -> None:
+        """No more of that. In the loop's thread."""
+        self._unwatch()
+
     # -- without one --------------------------------------------------------------------------
 
     def take_blocking(self, parse: Callable[[], T | EndOfFile | None]) -> T | EndOfFile:
@@ -191,6 +203,11 @@ class Source:
 
     def _is_closed(self) -> bool:
         return self.closed
+
+    @property
+    def more(self) -> bool:
+        """Whether the last `fill` took all that it could: there may be more."""
+        return self._more
 
     # -- both ---------------------------------------------------------------------------------
 

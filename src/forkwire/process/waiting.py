@@ -7,7 +7,7 @@ import os
 import select
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from time import perf_counter
 from typing import Final
 
@@ -21,7 +21,9 @@ __all__ = [
     "Use",
     "Waker",
     "forget_wakeup",
+    "this_threads_waker",
     "wait_blocking",
+    "wait_for_any",
     "wake_on_signals",
 ]
 
@@ -166,13 +168,19 @@ def forget_wakeup() -> None:
 
 
 def wait_blocking(fd: int, events: int, waker: Waker | None = None) -> None:
-    """Wait until ``fd`` has one of ``events``, is at its end, or failed, or ``waker`` wakes us.
+    """Wait until ``fd`` has one of ``events``, is at its end, or failed, or ``waker`` wakes us."""
+    wait_for_any(((fd, events),), waker)
+
+
+def wait_for_any(wanted: Iterable[tuple[int, int]], waker: Waker | None) -> None:
+    """`wait_blocking` for several descriptors, each with its events.
 
     A signal that arrives just before the wait would be handled only after it, so a worker's main
     thread waits for signals too.
     """
     poll = select.poll()
-    poll.register(fd, events)
+    for fd, events in wanted:
+        poll.register(fd, events)
     if waker is None:
         poll.poll()
         return

@@ -30,6 +30,8 @@ __all__ = ["Parts", "Sink"]
 # (It takes less than 2 GiB, write(2); macOS refuses more with EINVAL.)
 MAX_WRITE: Final = 2**22
 
+MAX_PARTS: Final = 512  # IOV_MAX is 1024
+
 THREADS_TURN: Final = 0.005  # seconds between looks whether a thread is still writing
 
 Parts = Sequence[bytes | memoryview]
@@ -234,6 +236,36 @@ class Sink:
     def _is_closed(self) -> bool:
         return self.closed
 
+    # -- for whoever keeps a queue of its own ---------------------------------------------------
+
+    def push(self, parts: Parts = ()) -> bool | None:
+        """Begin ``parts``, or go on with those begun, without waiting. Under the caller's lock.
+
+        True when all is out, None if the rest would block, False: the channel is closed.
+        """
+        self._use.begin()
+        try:
+            if parts:
+                self._rest = parts
+            return self._advance()
+        finally:
+            self._use.end()
+
+    async def wait_writable(self, backend: Backend) -> None:
+        """Until `push` may go on, or the channel is closed. In ``backend``'s loop."""
+        self._taken, self._backend = True, backend
+        try:
+            await backend.wait_writable(self.fd)
+        except Exception:
+            if not self.closed:
+                raise
+        finally:
+            self._pass_turn()
+
+    def own_rest(self) -> None:
+        """Copy what is left of `push`: its maker may write to that memory from now on."""
+        self._rest = [bytes(part) for part in self._rest]
+
     # -- both ---------------------------------------------------------------------------------
 
     def _advance(self) -> bool | None:
@@ -336,6 +368,7 @@ class Sink:
 
 def limited(parts: Parts) -> Parts:
     """The start of ``parts``, as much as one system call takes."""
+    parts = parts[:MAX_PARTS]
     if sum(map(len, parts)) <= MAX_WRITE:
         return parts
     first = memoryview(parts[0])[:MAX_WRITE]

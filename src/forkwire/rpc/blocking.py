@@ -1,0 +1,297 @@
+"""Calls from a thread without an event loop: what blocks, and streams as iterators.
+
+Used by plain handlers in a worker, and by :mod:`forkwire.sync`. How to wait, and how a call is
+stopped, each of them says itself: a `Waiter`.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import AsyncIterable, Callable, Generator, Iterator, Mapping, Sequence
+from typing import Any, Final, Generic, Protocol, Self, TypeVar
+
+from ..errors import CallCancelledError, UsageError
+from ..wire.messages import Credit, Send, Sent, StreamRef
+from . import context, failures
+from .current import Inside, handling, new_tree, tree_for_call
+from .link import Link, OutCall
+from .requests import Request, report
+
+__all__ = ["BlockingCaller", "SyncStream", "Waiter"]
+
+T = TypeVar("T")
+
+
+class Waiter(Protocol):
+    """How a thread waits."""
+
+    def wait(self, ready: Callable[[], bool]) -> None:
+        """Block until ``ready()``, or nothing more can come. May raise what interrupts it."""
+        ...
+
+    def stop(self, call: OutCall) -> None:
+        """Have ``call`` stopped, and wait until it has. Does not raise."""
+        ...
+
+    def send(self, function: Callable[[], T]) -> T:
+        """Call ``function``, which uses the link, so that nothing interrupts it half way."""
+        ...
+
+
+class BlockingCaller:
+    """Makes calls over a link that something else reads, or that `Waiter.wait` does."""
+
+    def __init__(self, link: Link, waiter: Waiter) -> None:
+        self.link: Final = link
+        self.waiter: Final = waiter
+
+    def call(self, request: Request) -> Any:
+        """The result of ``request``. Raises what the other side answered."""
+        call, feeders = self.begin(request)
+        try:
+            self.wait_for(call, feeders, request, lambda: call.ended)
+        except BaseException:
+            self.give_up(call, feeders)
+            raise
+        report(call, request.options.on_progress)
+        self.finish(call, feeders)
+        return call.value if request.convert is None else request.convert(call.value)
+
+    def begin(self, request: Request, *, credit: int | None = None) -> tuple[OutCall, list[Feeder]]:
+        """Send ``request`` once there is room for it."""
+        link = self.link
+        tree = tree_for_call()
+        if not tree:
+            self._wait_for_room()
+        streams: list[Any] = []
+
+        def replaced(value: object) -> object:
+            if isinstance(value, AsyncIterable):
+                raise UsageError(
+                    "an async iterable cannot be an argument here, where there is no event loop: "
+                    "pass a plain iterator or generator"
+                )
+            if not isinstance(value, Iterator):
+                return value
+            streams.append(value)
+            return StreamRef(len(streams) - 1)
+
+        args = [replaced(value) for value in request.args]
+        kwargs = {name: replaced(value) for name, value in request.kwargs.items()}
+        meta = meta_of(request, credit, new_tree() if streams else tree)
+        feeders: list[Feeder] = []
+
+        def prepare(call: OutCall) -> None:
+            for number, iterator in enumerate(streams):
+                feeders.append(Feeder(self, call, number, iterator))
+                call.on_grant[number] = feeders[-1].grant
+
+        call = self.waiter.send(lambda: link.start(request.method, args, kwargs, meta, prepare))
+        return call, feeders
+
+    def _wait_for_room(self) -> None:
+        link = self.link
+        while not link.has_room:
+            room: list[bool] = []
+            link.when_room(lambda room=room: room.append(True))  # type: ignore[misc]
+            self.waiter.wait(lambda: bool(room) or link.has_room)  # noqa: B023
+
+    def wait_for(
+        self,
+        call: OutCall,
+        feeders: Sequence[Feeder],
+        request: Request,
+        ready: Callable[[], bool],
+    ) -> None:
+        """Wait, and meanwhile send arguments that are wanted, and report progress."""
+        deadline = request.deadline
+
+        def something() -> bool:
+            return ready() or bool(call.progress) or any(feeder.wanted for feeder in feeders)
+
+        while not ready():
+            for feeder in feeders:
+                feeder.feed()
+            report(call, request.options.on_progress)
+            if time.monotonic() >= deadline:
+                raise TimeoutError(
+                    f"{call.method} did not end within {request.options.timeout} seconds"
+                )
+            self.waiter.wait(something)
+            if self.link.over is not None and not ready():
+                raise self.link.over
+
+    def give_up(self, call: OutCall, feeders: Sequence[Feeder]) -> None:
+        """Stop it, and wait until it has."""
+        try:
+            if not call.ended:
+                self.waiter.stop(call)
+        finally:
+            for feeder in feeders:
+                feeder.close()
+
+    def finish(self, call: OutCall, feeders: Sequence[Feeder]) -> None:
+        """It has ended: raise its error, if it is one."""
+        for feeder in feeders:
+            feeder.close()
+        if call.error is None:
+            return
+        for feeder in feeders:
+            if feeder.failure is not None:
+                raise feeder.failure
+        raise call.error
+
+
+def meta_of(request: Request, credit: int | None, tree: str) -> Mapping[str, object]:
+    meta: dict[str, object] = {}
+    if request.deadline != math.inf:
+        meta["timeout"] = max(0.0, request.deadline - time.monotonic())
+    if credit is not None:
+        meta["credit"] = credit
+    if request.options.on_progress is not None:
+        meta["progress"] = True
+    if tree:
+        meta["tree"] = tree
+    if (carried := context.capture()) is not None:
+        meta["context"] = carried
+    return meta
+
+
+class Feeder:
+    """Sends the items of one argument, as many as are wanted, whenever its caller waits."""
+
+    def __init__(
+        self, caller: BlockingCaller, call: OutCall, number: int, iterator: Iterator[Any]
+    ) -> None:
+        self._caller: Final = caller
+        self._call: Final = call
+        self._number: Final = number
+        self._iterator: Final = iterator
+        self._inside: Final = Inside(call.tree)
+        self._credit = 0
+        self._over = False
+        self._stopped = False
+        self.failure: BaseException | None = None
+
+    def grant(self, count: int) -> None:
+        """The other side wants ``count`` more; 0: none any more."""
+        self._credit += count
+        self._stopped = self._stopped or not count
+
+    @property
+    def wanted(self) -> bool:
+        """Whether `feed` has something to do."""
+        return not self._over and (self._stopped or self._credit > 0)
+
+    def feed(self) -> None:
+        """Send the next item, or the end, if it is wanted."""
+        if not self.wanted or self._call.ended:
+            return
+        token = handling.set(self._inside)
+        try:
+            value = next(self._iterator, self)
+            if self._stopped or value is self:
+                self._end()
+                return
+            self._credit -= 1
+            self._send(Send(self._call.id, self._number, value))
+        except (Exception, SystemExit) as error:
+            self.failure = error
+            self._end()
+        finally:
+            handling.reset(token)
+
+    def _send(self, message: Send | Sent) -> None:
+        self._caller.waiter.send(lambda: self._caller.link.send(message))
+
+    def _end(self) -> None:
+        self._over = True
+        data = None if self.failure is None else failures.describe(self.failure)
+        if not (self._call.ended or self._call.cancelled):
+            self._send(Sent(self._call.id, self._number, data))
+
+    def close(self) -> None:
+        """Nobody takes it any more."""
+        self._over = True
+        if isinstance(self._iterator, (Generator, SyncStream)):
+            self._iterator.close()
+
+
+class SyncStream(Generic[T]):
+    """The items that a generator on the other side yields, as an iterator.
+
+    Also a context manager: leaving the block, or the loop early, stops the generator there. Nothing
+    is sent before the first item is asked for.
+    """
+
+    def __init__(self, caller: BlockingCaller, request: Request) -> None:
+        self._caller: Final = caller
+        self._request: Final = request
+        self._call: OutCall | None = None
+        self._feeders: list[Feeder] = []
+        self._outstanding = 0
+        self._over = False
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> T:
+        if self._over:
+            raise StopIteration
+        try:
+            call = self._call or self._begin()
+            if not call.ready:
+                self._caller.wait_for(call, self._feeders, self._request, lambda: call.ready)
+            report(call, self._request.options.on_progress)
+            if call.items:
+                return self._take(call)
+        except BaseException:
+            self._stop()
+            raise
+        self._over = True
+        self._caller.finish(call, self._feeders)
+        raise StopIteration
+
+    def _begin(self) -> OutCall:
+        self._outstanding = self._request.options.window
+        call, self._feeders = self._caller.begin(self._request, credit=self._outstanding)
+        self._call = call
+        return call
+
+    def _take(self, call: OutCall) -> T:
+        value = call.items.popleft()
+        self._outstanding -= 1
+        window = self._request.options.window
+        if self._outstanding <= window // 2 and not call.ended:
+            more = window - self._outstanding
+            self._outstanding = window
+            self._caller.waiter.send(lambda: self._caller.link.send(Credit(call.id, more)))
+        convert = self._request.convert
+        item: T = value if convert is None else convert(value)
+        return item
+
+    def _stop(self) -> None:
+        self._over = True
+        if self._call is not None:
+            self._call.items.clear()
+            self._caller.give_up(self._call, self._feeders)
+
+    def close(self) -> None:
+        """Stop the generator on the other side, and wait until it has. Idempotent."""
+        if self._over:
+            return
+        self._stop()
+        error = None if self._call is None else self._call.error
+        if error is not None and not isinstance(error, CallCancelledError):
+            raise error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_call", None) is not None and not self._over:
+            self.close()

@@ -1,0 +1,121 @@
+"""What every handler has in common, in a loop or not: its arguments, and how it ends."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+from ..errors import CallCancelledError, DeadlineExceededError, WrongKindError
+from ..wire.messages import Grant, Progress, StreamRef
+from . import failures
+from .link import Arrivals, InCall
+from .service import Method, Service
+
+__all__ = ["ARGUMENT_WINDOW", "Argument", "bound", "check_kind", "find", "progress", "why_stopped"]
+
+# Items of a streamed argument that may be on their way.
+ARGUMENT_WINDOW: Final = 32
+
+STREAMED: Final = ("generator", "async_generator")
+
+
+def find(service: Service, call: InCall) -> Method:
+    """The method that ``call`` wants, if it can be had that way.
+
+    Raises :exc:`MethodNotFoundError`, :exc:`WrongKindError` and :exc:`DeadlineExceededError`.
+    """
+    method = service.get(call.method)
+    if call.deadline != math.inf and call.deadline <= time.monotonic():
+        raise DeadlineExceededError(f"{call.method}: its time was over before it began")
+    check_kind(method.name, method.kind, streamed=call.credit is not None)
+    return method
+
+
+def check_kind(name: str, kind: str, *, streamed: bool) -> None:
+    """Raise :exc:`WrongKindError` where what yields is called, or the other way round."""
+    if streamed and kind not in STREAMED:
+        raise WrongKindError(f"{name}() does not yield: use call({name!r}, ...), not stream()")
+    if not streamed and kind in STREAMED:
+        raise WrongKindError(
+            f"{name}() yields, so it is streamed, not called: use stream({name!r}, ...)"
+        )
+
+
+class Argument:
+    """One streamed argument, as its handler's side sees it. What waits is in the fronts."""
+
+    def __init__(self, call: InCall, number: int, convert: Callable[[object], object]) -> None:
+        self._call: Final = call
+        self._number: Final = number
+        self._convert: Final = convert
+        self._granted = 0
+        self.arrivals: Final[Arrivals] = call.arguments[number]
+
+    def grant(self) -> None:
+        """Let more come, if it is time."""
+        if self._granted <= ARGUMENT_WINDOW // 2 and not self.arrivals.ended:
+            more = ARGUMENT_WINDOW - self._granted
+            self._granted += more
+            self._call.link.send(Grant(self._call.id, self._number, more))
+
+    def take(self) -> Any:
+        """The next item that came. Raises the end's error, :exc:`ValueDecodeError`, StopIteration.
+
+        Only when ``arrivals.ready``.
+        """
+        if self.arrivals.items:
+            self._granted -= 1
+            return self._convert(self.arrivals.items.popleft())
+        if self.arrivals.error is not None:
+            raise self.arrivals.error
+        raise StopIteration
+
+    def stop(self) -> None:
+        """No more are wanted."""
+        if not self.arrivals.ended:
+            self.arrivals.end()
+            if self._call.id in self._call.link.peers:
+                self._call.link.send(Grant(self._call.id, self._number, 0))
+
+
+def bound(
+    method: Method, call: InCall, iterate: Callable[[Argument], object]
+) -> tuple[Sequence[object], Mapping[str, object]]:
+    """The arguments as the annotations say; what is streamed is what ``iterate`` makes of it.
+
+    Raises :exc:`InvalidArgumentsError`.
+    """
+    shape = method.shape
+    args, kwargs = shape.bind(call.values, call.kwargs)
+    call.begun = True
+    if not call.arguments:
+        return args, kwargs
+
+    def resolved(key: int | str, value: object) -> object:
+        if not isinstance(value, StreamRef):
+            return value
+        return iterate(Argument(call, value.number, shape.argument_item(key)))
+
+    return (
+        [resolved(index, value) for index, value in enumerate(args)],
+        {name: resolved(name, value) for name, value in kwargs.items()},
+    )
+
+
+def why_stopped(call: InCall) -> Mapping[str, object]:
+    """What a call that was stopped ends with."""
+    return failures.describe(stopped(call))
+
+
+def stopped(call: InCall) -> CallCancelledError | DeadlineExceededError:
+    if not call.cancelled and call.deadline <= time.monotonic():
+        return DeadlineExceededError(f"{call.method}: its time was over, and it was stopped")
+    return CallCancelledError(f"{call.method} was cancelled")
+
+
+def progress(call: InCall, done: float, total: float | None, text: str) -> None:
+    """Tell the caller, if it wants to know and is still there."""
+    if call.meta and call.meta.get("progress") and call.id in call.link.peers:
+        call.link.send(Progress(call.id, done, total, text))

@@ -1,0 +1,134 @@
+"""What is to be written: a queue of whole messages, that never waits.
+
+Messages go out at once as far as the system takes them; what is left waits for whoever drives the
+connection to call :meth:`Outbox.flush` when it can go on. Those who make messages ask
+:attr:`Outbox.crowded` first, so that a peer that reads slowly slows them down.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from ..process.writing import Parts, Sink
+
+__all__ = ["Outbox"]
+
+# Bytes waiting, from which on makers of messages wait too: a few turns of a grown pipe.
+CROWDED: Final = 2**20
+
+# What one system call is given: small messages are joined up to a pipe's default size, and there
+# are at most so many parts (IOV_MAX is 1024).
+BATCH: Final = 65536
+BATCH_PARTS: Final = 256
+
+
+class Outbox:
+    """Thread-safe. ``on_blocked`` is called when a flush could not write everything."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink: Final = sink
+        self._lock: Final = threading.RLock()  # a finaliser may come in between
+        self._queue: deque[Parts] = deque()
+        self._batch = 0  # bytes in what the sink has begun
+        self._flushing = False
+        self.waiting = 0  # bytes not written yet
+        self.gone = False  # nobody reads any more
+        self.sent = 0  # bytes
+        self.on_blocked: Callable[[], None] = lambda: None
+        self._when_roomy: list[Callable[[], None]] = []
+
+    @property
+    def crowded(self) -> bool:
+        """Whether makers of messages should wait, with `when_roomy`."""
+        return self.waiting > CROWDED
+
+    def when_roomy(self, wake: Callable[[], None]) -> None:
+        """Call ``wake`` once there is room again, or nobody reads any more."""
+        with self._lock:
+            if self.crowded and not self.gone:
+                self._when_roomy.append(wake)
+                return
+        wake()
+
+    def put(self, parts: Parts) -> None:
+        """Queue a message. Then `flush`."""
+        with self._lock:
+            if not self.gone:
+                self._queue.append(parts)
+                self.waiting += sum(map(len, parts))
+
+    def flush(self, *, borrowed: bool = True) -> bool:
+        """Write what the system takes; whether all is out.
+
+        ``borrowed``: the memory of what is left stays as it is until it is out; else it is copied.
+        Raises :exc:`ProcessWorkerIPCError` when the system refuses.
+        """
+        with self._lock:
+            if self._flushing:  # we are a finaliser, in the midst of it
+                return False
+            done = True
+            while done and (self._queue or self._batch):  # again: a finaliser may have put more
+                self._flushing = True
+                try:
+                    done = self._flush()
+                    if not done and not borrowed:
+                        self._own()
+                finally:
+                    self._flushing = False
+            wakes: list[Callable[[], None]] = []
+            if self._when_roomy and (self.gone or not self.crowded):
+                wakes, self._when_roomy = self._when_roomy, []
+        for wake in wakes:
+            wake()
+        if not done:
+            self.on_blocked()
+        return done
+
+    def own(self) -> None:
+        """Copy what waits: its makers may write to that memory from now on."""
+        with self._lock:
+            if self.waiting:
+                self._own()
+
+    def close(self) -> None:
+        """Nothing goes out any more."""
+        with self._lock:
+            self.gone = True
+            self._queue.clear()
+            self.waiting = 0
+            wakes, self._when_roomy = self._when_roomy, []
+        for wake in wakes:
+            wake()
+
+    def _flush(self) -> bool:
+        while True:
+            batch = () if self._batch else self._next_batch()
+            if not batch and not self._batch:
+                return True
+            done = self._sink.push(batch)
+            if done is None:
+                return False
+            if not done:
+                self.close()
+                self._batch = 0
+                return True
+            self.waiting -= self._batch
+            self.sent += self._batch
+            self._batch = 0
+
+    def _next_batch(self) -> Parts:
+        parts: list[bytes | memoryview] = []
+        size = 0
+        while self._queue and size < BATCH and len(parts) < BATCH_PARTS:
+            message = self._queue.popleft()
+            parts += message
+            size += sum(map(len, message))
+        self._batch = size
+        return parts if size > BATCH or len(parts) < 2 else [b"".join(parts)]
+
+    def _own(self) -> None:
+        self._sink.own_rest()
+        self._queue = deque(tuple(bytes(part) for part in parts) for parts in self._queue)

@@ -1,0 +1,75 @@
+"""Workers that are programs of their own: executed, with the two pipes on descriptors 3 and 4."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from ..errors import UsageError
+from ..process.channels import InputChannel, OutputChannel
+from .service import Service
+from .serving import Start
+
+__all__ = ["FDS", "Program", "execute"]
+
+# Where a program finds the numbers of its descriptors: what it reads from, what it writes to
+# (protocol-spec/3-calls.md).
+FDS: Final = "FORKWIRE_FDS"
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What to execute."""
+
+    arguments: tuple[str, ...]
+    environment: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, command: object) -> Program:
+        """Raises :exc:`UsageError` for what is no command, or not there."""
+        if isinstance(command, (str, bytes)) or not isinstance(command, Sequence) or not command:
+            raise UsageError(
+                'command is a list of the program and its arguments, ["node", "plugin.mjs"], not '
+                f"{command!r}"
+            )
+        arguments = tuple(os.fspath(part) for part in command)
+        if shutil.which(arguments[0]) is None:
+            raise UsageError(f"there is no program {arguments[0]!r} that could be run")
+        return cls(arguments)
+
+    @classmethod
+    def serving(cls, service: object, local: Service | None, threads: int) -> Program:
+        """A fresh interpreter that serves ``service``, which has to have a name."""
+        name = service if isinstance(service, str) else local.reference if local else None
+        if not isinstance(name, str):
+            raise UsageError(
+                f"{local.name if local else service!r} can only be inherited: a fresh interpreter "
+                'cannot import it. Use start="fork", or give a module'
+            )
+        arguments = (sys.executable, "-m", "forkwire", "serve", name, "--threads", str(threads))
+        path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+        return cls(arguments, {"PYTHONPATH": path})
+
+
+def execute(input_: InputChannel, output: OutputChannel, start: Start) -> None:
+    """Become the program. In the forked child."""
+    program = start.target
+    assert isinstance(program, Program)
+    keep_as((input_.fileno(), output.fileno()))
+    for number in (signal.SIGTERM, signal.SIGPIPE, signal.SIGURG):
+        signal.signal(number, signal.SIG_DFL)
+    environment = {**os.environ, **program.environment, FDS: "3,4"}
+    os.execvpe(program.arguments[0], program.arguments, environment)
+
+
+def keep_as(ends: tuple[int, int]) -> None:
+    """Have ``ends``, blocking as programs expect them, on descriptors 3 and 4."""
+    copies = [os.dup(os.dup2(end, 100 + index)) for index, end in enumerate(ends)]
+    for number, copy in zip((3, 4), copies, strict=True):
+        os.set_blocking(copy, True)
+        os.dup2(copy, number, inheritable=True)

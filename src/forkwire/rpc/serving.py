@@ -1,0 +1,258 @@
+"""A worker that serves calls: what runs in the child, from its greeting to its end.
+
+Plain functions run in the main thread, where they can be interrupted. A service that has nothing
+else needs no loop and no thread: reading, running and answering take turns. One with async
+functions has a loop in a thread of its own, which drives the link, so that a plain function never
+holds up an async one.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import anyio
+
+from ..errors import ForkwireError, ProcessWorkerIPCError, WorkerClosedError
+from ..process.backend import BackendName, current_backend
+from ..process.cancelling import Terminated
+from ..process.channels import InputChannel, OutputChannel
+from . import failures, logs
+from .control_pipe import ControlPipe
+from .current import handling as current
+from .drivers import Driver, LoopDriver, OwnDriver, ThreadDriver
+from .handling import find
+from .interrupting import Interrupter
+from .lanes import Lane, Lanes
+from .link import InCall, Limits, Link
+from .service import Service
+
+__all__ = ["Start", "serve"]
+
+ASYNC: Final = ("async", "async_generator")
+
+
+@dataclass(slots=True)
+class Start:
+    """What a worker is started with."""
+
+    target: object
+    name: str
+    backend: BackendName
+    threads: int = 1
+    control: ControlPipe | None = None
+    log_level: int | None = None  # None: logging is left alone
+    limits: Limits = field(default_factory=Limits)
+
+
+def serve(input_: InputChannel, output: OutputChannel, start: Start) -> None:
+    """Serve until the host is gone, or SIGTERM. In the main thread of a process of its own."""
+    current.set(None)
+    link = Link(input_, output, name="the host", limits=start.limits)
+    link.on_end = lambda error: link.fail(gone(error))
+    if start.log_level is not None:
+        logs.install(lambda record: post(link, record), start.log_level, running_call)
+    interrupter = None if start.control is None else Interrupter(start.control.child_fd)
+    try:
+        service = Service.of(start.target)
+        service.load()
+        kinds = service.kinds
+    except Terminated:
+        raise
+    except BaseException as error:
+        decline(link, error)
+        return
+    about = {"service": {"name": service.name, "methods": dict(kinds)}, "pid": os.getpid()}
+    server = Server(link, service, interrupter, about)
+    if service.has_async:
+        serve_with_loop(server, start)
+    elif start.threads > 1:
+        serve_with_threads(server, start)
+    else:
+        serve_alone(server)
+
+
+def gone(error: ProcessWorkerIPCError | None) -> ForkwireError:
+    return WorkerClosedError("the host has closed the connection") if error is None else error
+
+
+def decline(link: Link, error: BaseException) -> None:
+    """There is no service: say why, and end."""
+    link.goodbye(failures.describe(error))
+    driver = OwnDriver(link)
+    driver.wait(lambda: not link.outbox.waiting)
+
+
+def post(link: Link, record: dict[str, object]) -> None:
+    """Send a log record, unless much is waiting already."""
+    from ..wire.messages import Log
+
+    if not link.outbox.crowded and link.greeting_sent:
+        link.send(Log(record))
+
+
+def running_call() -> tuple[int, str] | None:
+    """For log records: the call that runs here."""
+    call = current.get()
+    return (call.id, call.method) if isinstance(call, InCall) else None
+
+
+class Server:
+    """What the ways to serve have in common."""
+
+    def __init__(
+        self, link: Link, service: Service, interrupter: Interrupter | None, about: dict[str, Any]
+    ) -> None:
+        self.link: Final = link
+        self.service: Final = service
+        self.interrupter: Final = interrupter
+        self.about: Final = about
+
+    def over(self) -> bool:
+        """Whether the host is gone."""
+        return self.link.over is not None
+
+    def lanes(self, driver: Driver) -> Lanes:
+        """Where plain functions queue."""
+        lanes = Lanes(driver, self.service.name)
+        return lanes
+
+    def accept_into(self, accept: Callable[[InCall, Any], None]) -> Callable[[InCall], None]:
+        """Take calls that can be run; answer the others."""
+
+        def take(call: InCall) -> None:
+            try:
+                method = find(self.service, call)
+            except Exception as error:
+                self.link.reply_error(call, error)
+            else:
+                accept(call, method)
+
+        return take
+
+
+def serve_alone(server: Server) -> None:
+    """One thread does everything."""
+    driver = OwnDriver(server.link)
+    lanes = server.lanes(driver)
+    server.link.accept = server.accept_into(lanes.accept)
+    server.link.hello(server.about)
+    Lane(lanes, server.interrupter).run(server.over)
+
+
+def serve_with_threads(server: Server, start: Start) -> None:
+    """A thread for the link, and as many lanes as were asked for."""
+    driver = ThreadDriver(server.link, "link")
+    lanes = server.lanes(driver)
+    server.link.accept = server.accept_into(lanes.accept)
+    server.link.hello(server.about)
+    driver.start()
+    run_lanes(lanes, server, start.threads)
+
+
+def run_lanes(lanes: Lanes, server: Server, count: int) -> None:
+    """Run them in this thread, and ``count`` - 1 others, until the host is gone."""
+    others = [
+        threading.Thread(
+            target=Lane(lanes, None).run, args=(server.over,), name=f"lane {number}", daemon=True
+        )
+        for number in range(2, count + 1)
+    ]
+    for thread in others:
+        thread.start()
+    Lane(lanes, server.interrupter).run(server.over)
+    for thread in others:
+        thread.join()
+
+
+def serve_with_loop(server: Server, start: Start) -> None:
+    """A loop in a thread of its own, and lanes."""
+    loop = LoopThread(server, start.backend)
+    lanes = loop.start()
+    try:
+        run_lanes(lanes, server, start.threads)
+    finally:  # SIGTERM ends the lane here
+        loop.stop()
+    if loop.failure is not None:
+        raise loop.failure
+
+
+class LoopThread:
+    """Runs the loop of a service with async functions."""
+
+    def __init__(self, server: Server, backend: BackendName) -> None:
+        self.failure: BaseException | None = None
+        self._server: Final = server
+        self._backend: Final = backend
+        self._lanes: Lanes | None = None
+        self._ready: Final = threading.Event()
+        self._thread: Final = threading.Thread(target=self._run, name="loop", daemon=True)
+        self._driver: LoopDriver | None = None
+
+    def start(self) -> Lanes:
+        """Begin, and answer where plain functions queue."""
+        self._thread.start()
+        self._ready.wait()
+        if self._lanes is None:
+            self._thread.join()
+            raise self.failure or AssertionError("the loop ended at once")
+        return self._lanes
+
+    def stop(self) -> None:
+        """Cancel what runs, and wait until it has ended."""
+        if self._driver is not None:
+            self._driver.backend.run_soon(self._give_up)
+        self._thread.join()
+
+    def _give_up(self) -> None:
+        self._server.link.fail(WorkerClosedError("the worker is ending"))
+
+    def _run(self) -> None:
+        try:
+            if self._backend == "trio":
+                anyio.run(self._main, backend="trio")
+            else:
+                options = {"use_uvloop": self._backend == "uvloop"}
+                anyio.run(self._main, backend="asyncio", backend_options=options)
+        except BaseException as error:
+            self.failure = error
+        finally:
+            self._server.link.fail(WorkerClosedError("the worker's loop has ended"))
+            self._ready.set()
+
+    async def _main(self) -> None:
+        from .aio import Caller
+        from .calls import Calls
+        from .offers import Offers
+        from .tasks import Tasks
+
+        server = self._server
+        link = server.link
+        self._driver = driver = LoopDriver(link, current_backend())
+        calls = Calls()
+        calls._caller, calls._offers = Caller(driver), Offers("the host")
+        link.front = calls
+        tasks = Tasks(driver, server.service.name)
+        self._lanes = lanes = server.lanes(driver)
+        over = anyio.Event()
+
+        def accept(call: InCall, method: Any) -> None:
+            if method.kind in ASYNC:
+                tasks.run(call, method)
+            else:
+                lanes.accept(call, method)
+
+        def look_for_end() -> None:
+            if server.over() and tasks.idle:
+                driver.backend.call(over.set)
+
+        link.accept = server.accept_into(accept)
+        link.on_hello = lambda: calls._offers.learn(link)
+        link.on_idle = tasks.on_idle = look_for_end
+        link.hello(server.about)
+        driver.start()
+        self._ready.set()
+        await over.wait()
