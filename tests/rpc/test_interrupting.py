@@ -23,9 +23,11 @@ import zlib
 from collections.abc import Callable, Generator, Iterator
 from typing import Any, NoReturn, Self
 
+import anyio
 import pytest
 
-from forkwire import UsageError
+import forkwire.sync
+from forkwire import InputChannel, OutputChannel, UsageError, read_message, run
 from forkwire.process import cancelling, ownership
 from forkwire.rpc import interrupting
 from forkwire.rpc.interrupting import ControlPipe, Interrupted, Interrupter
@@ -228,6 +230,27 @@ def test_what_runs_or_blocks_is_stopped(name: str) -> None:
     assert time.monotonic() - started < LONG / 4
 
 
+@pytest.mark.parametrize("what", ["asleep", "busy"])
+def test_a_loop_that_the_function_runs_is_stopped(
+    anyio_backend: tuple[str, dict[str, Any]], what: str
+) -> None:
+    """Between two tasks, or where one never returns to the loop; it ends as a cancelled call."""
+    backend, options = anyio_backend
+    pytest.importorskip("trio" if backend == "trio" else "uvloop")
+
+    async def main() -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(anyio.sleep, LONG)
+            await anyio.sleep(0)
+            spin() if what == "busy" else await anyio.sleep(LONG)
+
+    def function(interrupter: Interrupter, tell: Tell) -> None:
+        threading.Timer(REPEAT, tell, ["running"]).start()
+        anyio.run(main, backend=backend, backend_options=options)
+
+    assert stop(function) == ["Interrupted", 1]
+
+
 def test_c_code_that_keeps_the_interpreter_is_stopped_when_it_returns() -> None:
     """Nothing runs in the worker until then; nothing of the function after it."""
 
@@ -392,6 +415,10 @@ def test_an_import_is_finished() -> None:
         for name in [name for name in sys.modules if name.partition(".")[0] in MODULES]:
             del sys.modules[name]
 
+    def function() -> None:
+        load()
+        spin()
+
     def half_imported(whole: dict[str, set[str]]) -> list[str]:
         return [
             name
@@ -407,20 +434,20 @@ def test_an_import_is_finished() -> None:
             if name.partition(".")[0] in MODULES
         }
         ends: list[object] = []
-        for call_id in range(1, 41):
+        for call_id in range(1, 21):
             forget()
             tell("running")
-            ends.append(outcome(lambda: interrupter.run(call_id, load)))  # noqa: B023
+            ends.append(outcome(lambda: interrupter.run(call_id, function)))  # noqa: B023
             assert not half_imported(whole)
         return ends
 
     with Child(body) as child:
-        for call_id in range(1, 41):
-            assert child.receive() == "running"
-            busy(call_id / 2000)
-            child.pipe.cancel(call_id)
-        ends = child.receive()
-        assert ends != [None] * 40
+        assert child.receive() == "running"
+        for call_id in range(1, 21):
+            busy(call_id / 1000)
+            told = child.receive_while_cancelling(call_id)
+            assert told == "running" or call_id == 20
+        assert told == [["Interrupted", call_id] for call_id in range(1, 21)]
 
 
 IMPORTS_NUMPY = """
@@ -798,6 +825,37 @@ def test_a_child_forked_off_the_main_thread_says_whether_it_hears() -> None:
         hears, *ends = child.receive_while_cancelling(1, 2)
     assert hears == (sys.version_info < (3, 13))
     assert ends == [["Interrupted", 1], ["Interrupted", 2]]
+
+
+def answer_until_terminated(
+    input_channel: InputChannel, output_channel: OutputChannel, pipe: ControlPipe
+) -> None:
+    interrupter = Interrupter(pipe.child_fd)
+    for call_id in range(1, 10):
+        try:
+            interrupter.run(call_id, time.sleep, LONG)
+        except Interrupted as error:
+            forkwire.sync.write_message(output_channel, str(error).encode())
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("close_fds", [False, True])
+async def test_a_worker_of_the_base_layer_is_interrupted_and_terminated(close_fds: bool) -> None:
+    """The two ways to stop it do not get in each other's way."""
+    pipe = ControlPipe()
+    pipe.lend()
+    async with await run(answer_until_terminated, pipe, close_fds=close_fds) as worker:
+        pipe.started(worker.pid)
+        for call_id in (1, 2, 3):
+            answer: object = None
+            while answer is None:
+                pipe.cancel(call_id)
+                with anyio.move_on_after(REPEAT):
+                    answer = await read_message(worker.input_channel)
+            assert answer == f"call {call_id} was cancelled".encode()
+        worker.terminate()
+    assert worker.returncode == -signal.SIGTERM
+    pipe.close()
 
 
 # -- its beginning and end ------------------------------------------------------------------------
