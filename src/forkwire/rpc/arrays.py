@@ -121,7 +121,7 @@ def view_of(memory: bytes, dtype: str) -> memoryview:
 def booleans_from(numbers: Any) -> Any:
     """Booleans over an array of bytes that are 0 or 1."""
     view = memoryview(numbers)
-    if view.itemsize != 1 or view.nbytes and max(bytes(view)) > 1:
+    if view.itemsize != 1 or (view.nbytes and max(bytes(view)) > 1):
         raise ValueError("an array of booleans holds bytes that are 0 or 1")
     return view.cast("?") if isinstance(numbers, memoryview) else numbers.view("?")
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, TypeAlias
 
 import cbor2
 
 from ..errors import ProtocolError, ValueEncodeError
 from ..wire.text import clean
-from .hashing import MAP_TAG, KeyBudget, frozen, maps_as_arrays
+from .hashing import KEYS_AT_ONCE, MAP_TAG, KeyBudget, frozen, maps_as_arrays
 from .reducing import Unencodable
 from .tags import ATTACHMENT_TAG, NATIVE_TAGS, REFUSED_TAGS, SET_TAG, TAGS, UnknownTag
 from .writing import ATTACHMENT_SIZE, MAX_DEPTH, WRITERS, Body
@@ -47,7 +47,17 @@ STEPS_SHOWN: Final = 12
 GUARD: Final = int.from_bytes(os.urandom(8), "big") | 1 << 63
 GUARD_BYTES: Final = b"\x1b" + GUARD.to_bytes(8, "big")
 
-SemanticDecoder = Callable[[Any, bool], object]
+SemanticDecoder: TypeAlias = Callable[[Any, bool], object]
+
+# cbor2's words for a key that is neither text nor bytes, where only those are allowed.
+ANY_KEYS: Final = "map key must be a text string or byte string"
+
+# Ours for a set that wants a budget.
+CARE: Final = "a large set"
+
+
+class Refused(Exception):
+    """What is wrong with a message, where cbor2 has nothing against it."""
 
 
 # -- encoding ---------------------------------------------------------------------------------
@@ -78,7 +88,7 @@ def sentence(message: object, fault: Unencodable) -> str:
         steps[0] = NAMES.get(message[0], {}).get(number, steps[0])
     shown = [step for step in steps if step]
     if len(shown) > STEPS_SHOWN:
-        shown[STEPS_SHOWN // 2 : -STEPS_SHOWN // 2] = ["..."]
+        shown[STEPS_SHOWN // 2 : -(STEPS_SHOWN // 2)] = ["..."]
     path = "$" + "".join(shown)
     if cycle:
         return f"cannot send {path}: it contains itself; send a copy without the cycle"
@@ -141,6 +151,17 @@ DECODERS: Final = Decoders(
 )
 
 
+def small_set(content: object, immutable: bool) -> object:
+    """As `plain_set`, but for sets whose items may take long to collide."""
+    if len(array_of_set(content)) > KEYS_AT_ONCE:
+        raise Refused(CARE)
+    return plain_set(content, immutable)
+
+
+# For a peer that is not trusted; maps have keys of text or bytes.
+WARY: Final = Decoders({**DECODERS, SET_TAG: small_set})
+
+
 class Attachments:
     """The attachments of one message; each is named once."""
 
@@ -157,7 +178,7 @@ class Attachments:
 
     def check(self) -> None:
         if self._left:
-            raise ProtocolError(f"{len(self._left)} attachments came that the message does not name")
+            raise Refused(f"it does not name {len(self._left)} of its attachments")
 
 
 def decode(body: bytes, attachments: Sequence[bytes] = (), *, trusted: bool = True) -> Any:
@@ -166,57 +187,64 @@ def decode(body: bytes, attachments: Sequence[bytes] = (), *, trusted: bool = Tr
     Tags without a meaning here become :class:`UnknownTag`. Arrays of numbers are read-only numpy
     arrays over the memory that came, or memoryviews where numpy is not installed.
 
-    ``trusted``: false for a peer that may try to exhaust this process; keys that are neither text
-    nor bytes then take some ten times longer.
+    ``trusted``: false for a peer that may try to exhaust this process. Maps with keys other than
+    text and bytes, and large sets, then take some ten times longer.
 
     Raises :exc:`ProtocolError`, which says in a sentence what is wrong.
     """
-    if trusted:
-        return decoded(body, attachments, DECODERS, strict_hashable_types=False)
     try:
-        return decoded(body, attachments, DECODERS, strict_hashable_types=True)
-    except ProtocolError:
-        return decoded_with_care(body, attachments)
+        if trusted:
+            return loaded(body, attachments, DECODERS)
+        try:
+            return loaded(body, attachments, WARY, strict=True)
+        except cbor2.CBORDecodeError as error:
+            if not needs_care(error):
+                raise
+        return loaded_with_care(body, attachments)
+    except (cbor2.CBORDecodeError, Refused) as error:
+        raise ProtocolError(f"the message cannot be decoded: {reason(error)}") from None
 
 
-def decoded(
+def loaded(
     body: bytes,
     attachments: Sequence[bytes],
     decoders: Decoders,
     *,
-    strict_hashable_types: bool,
-    max_depth: int = MAX_DEPTH + 1,
+    strict: bool = False,
+    depth: int = MAX_DEPTH + 1,
 ) -> Any:
     if attachments:
         named = Attachments(attachments)
         decoders = Decoders({**decoders, ATTACHMENT_TAG: named.take})
-    try:
-        value, guard = cbor2.loads(
-            b"\x82" + body + GUARD_BYTES,
-            semantic_decoders=decoders,
-            max_depth=max_depth,
-            allow_indefinite=False,
-            allow_duplicate_keys=False,
-            strict_hashable_types=strict_hashable_types,
-        )
-    except cbor2.CBORDecodeError as error:
-        raise ProtocolError(f"the message cannot be decoded: {reason(error)}") from None
-    if guard != GUARD or type(guard) is not int:
-        raise ProtocolError("the message cannot be decoded: bytes follow its end")
+    value, guard = cbor2.loads(
+        b"\x82" + body + GUARD_BYTES,
+        semantic_decoders=decoders,
+        max_depth=depth,
+        allow_indefinite=False,
+        allow_duplicate_keys=False,
+        strict_hashable_types=strict,
+    )
+    if type(guard) is not int or guard != GUARD:
+        raise Refused("bytes follow its end")
     if attachments:
         named.check()
     return value
 
 
 def reason(error: BaseException) -> str:
-    """What is wrong, in one sentence: cbor2's, or the cause's below it."""
+    """What is wrong, in one sentence: cbor2's, or that of the cause below it."""
     while isinstance(error, cbor2.CBORDecodeError) and error.__cause__ is not None:
         error = error.__cause__
     return clean(str(error) or type(error).__name__, SHOWN)
 
 
-def decoded_with_care(body: bytes, attachments: Sequence[bytes]) -> Any:
-    """As `decoded`, with every map and set filled under a budget of time."""
+def needs_care(error: cbor2.CBORDecodeError) -> bool:
+    """Whether nothing is wrong but that keys may collide."""
+    return ANY_KEYS in str(error) or CARE in reason(error)
+
+
+def loaded_with_care(body: bytes, attachments: Sequence[bytes]) -> Any:
+    """As `loaded`, with every map and set filled under a budget of time."""
     budget = KeyBudget()
 
     def map_of(content: Any, immutable: bool) -> object:
@@ -230,7 +258,6 @@ def decoded_with_care(body: bytes, attachments: Sequence[bytes]) -> Any:
     try:
         rewritten = maps_as_arrays(body)
     except ValueError as error:
-        raise ProtocolError(f"the message cannot be decoded: {error}") from None
+        raise Refused(str(error)) from None
     decoders = Decoders({**DECODERS, MAP_TAG: map_of, SET_TAG: set_of})
-    depth = 2 * MAX_DEPTH + 1
-    return decoded(rewritten, attachments, decoders, strict_hashable_types=False, max_depth=depth)
+    return loaded(rewritten, attachments, decoders, depth=2 * MAX_DEPTH + 1)

@@ -45,7 +45,9 @@ SEQUENCES: Final[dict[object, Callable[[Iterable[Any]], Any]]] = {
     frozenset: frozenset,
 }
 SETS: Final = (set, frozenset)
-SET_KINDS: Final = frozenset({set, frozenset, abc.Set, abc.MutableSet, abc.Collection, abc.Iterable})
+SET_KINDS: Final = frozenset(
+    {set, frozenset, abc.Set, abc.MutableSet, abc.Collection, abc.Iterable}
+)
 MAPPINGS: Final = frozenset({dict, abc.Mapping, abc.MutableMapping})
 
 # A class is compiled once; it may be annotated with itself.
@@ -161,10 +163,12 @@ def closest(mismatches: list[Mismatch], members: tuple[Any, ...], value: Any) ->
 def literal(choices: tuple[Any, ...]) -> Converter:
     def convert(value: Any) -> Any:
         for choice in choices:
-            form = getattr(choice, "value", choice)
-            if value == choice or (value == form and type(value) is type(form)):
-                return choice
-        raise Mismatch(f"expected one of {', '.join(map(repr, choices))}, got {key_step(value)[1:-1]}")
+            for form in (choice, getattr(choice, "value", choice)):
+                if type(value) is type(form) and value == form:
+                    return choice
+        raise Mismatch(
+            f"expected one of {', '.join(map(repr, choices))}, got {key_step(value)[1:-1]}"
+        )
 
     return convert
 
@@ -330,13 +334,19 @@ def maker(kind: Any) -> Callable[[dict[Any, Any]], Any]:
 def typed_dict(kind: Any, annotation: Any) -> Converter:
     """A dict with known keys; others stay as they are."""
     compiled: dict[str, Converter | None] = {}
+    required: list[str] = []
+
+    def compile_keys() -> None:
+        hints = hints_of(kind, annotation)
+        compiled.update((name, converter_of(hint)) for name, hint in hints.items())
+        required.extend(name for name, hint in hints.items() if is_required(kind, name, hint))
 
     def convert(value: Any) -> Any:
         if not isinstance(value, Mapping):
             raise wrong(kind.__name__, value)
         if not compiled:
-            compiled.update((n, converter_of(h)) for n, h in hints_of(kind, annotation).items())
-        for name in kind.__required_keys__:
+            compile_keys()
+        for name in required:
             if name not in value:
                 raise Mismatch(f"{kind.__name__} needs {name!r}, which is missing")
         made = dict(value)
@@ -345,6 +355,14 @@ def typed_dict(kind: Any, annotation: Any) -> Converter:
         return made
 
     return convert
+
+
+def is_required(kind: Any, name: str, hint: Any) -> bool:
+    """As the hint says itself: where annotations are text, the class does not know."""
+    origin = get_origin(hint)
+    if origin in (typing.Required, typing.NotRequired):
+        return origin is typing.Required
+    return name in kind.__required_keys__
 
 
 def of_key(convert: Converter | None, value: Any, name: str) -> Any:
@@ -356,7 +374,11 @@ def of_key(convert: Converter | None, value: Any, name: str) -> Any:
 
 def instance(kind: Any) -> Converter | None:
     """Of a class without a form on the wire: its instances; anything, if it is abstract."""
-    if inspect.isabstract(kind) or getattr(kind, "_is_protocol", False) or hasattr(kind, "register"):
+    if (
+        inspect.isabstract(kind)
+        or getattr(kind, "_is_protocol", False)
+        or hasattr(kind, "register")
+    ):
         return None
 
     def convert(value: Any) -> Any:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from fractions import Fraction
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any, Final, TypeAlias, get_args
 from uuid import UUID
 
@@ -70,7 +70,11 @@ def to_bytes(value: Any) -> bytes:
 
 
 def to_datetime(value: object) -> datetime:
-    return value if isinstance(value, datetime) else from_text(datetime.fromisoformat, value, "datetime")
+    return (
+        value
+        if isinstance(value, datetime)
+        else from_text(datetime.fromisoformat, value, "datetime")
+    )
 
 
 def to_date(value: object) -> date:
@@ -213,7 +217,7 @@ def leaf_converter(kind: Any) -> Converter | None:
     if issubclass(kind, PurePath):
         return path_converter(kind)
     if kind is os.PathLike:
-        return path_converter(PurePath)
+        return path_converter(Path)
     for base in (int, float, str, bytes):
         if issubclass(kind, base):
             return subclass_converter(kind, LEAVES[base])
@@ -296,7 +300,7 @@ def wanted_dtype(annotation: Any) -> Any:
     """``numpy.float64`` of ``NDArray[numpy.float64]``; None if anything goes."""
     arguments = get_args(annotation)
     inner = get_args(arguments[1]) if len(arguments) == 2 else ()
-    return inner[0] if inner and isinstance(inner[0], type) else None
+    return inner[0] if inner and isinstance(inner[0], type) and inner[0] is not Any else None
 
 
 def ndarray_converter(numpy: Any, kind: Any, scalar: Any) -> Converter:

@@ -61,7 +61,9 @@ class Record:
         if not isinstance(value, Mapping):
             raise wrong(self.kind.__name__, value)
         if self.tag is not None and value.get(self.tag[0], ABSENT) != self.tag[1]:
-            raise Mismatch(f"{self.tag[0]} is not {self.tag[1]!r}, so this is no {self.kind.__name__}")
+            raise Mismatch(
+                f"{self.tag[0]} is not {self.tag[1]!r}, so this is no {self.kind.__name__}"
+            )
         if self.exact:
             self.refuse_unknown(value)
         return {

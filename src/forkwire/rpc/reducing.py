@@ -95,6 +95,8 @@ def reducer_of(kind: type) -> Reducer:
     """How a value of type ``kind`` is made simpler; for a type that has no encoding, raises."""
     if issubclass(kind, enum.Enum):
         return enum_value
+    if issubclass(kind, UnknownTag):
+        return no_encoding
     if (found := third_party_reducer(kind)) is not None:
         return found
     if dataclasses.is_dataclass(kind) and not issubclass(kind, StreamRef):

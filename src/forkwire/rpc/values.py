@@ -42,6 +42,8 @@ UNKNOWN: Final = inspect.Signature(
 # An argument of exactly such a type needs no conversion.
 SIMPLE: Final = (int, str, float, bool, bytes)
 
+TOO_DEEP: Final = "nested too deeply for what is left of the stack"
+
 POSITIONAL: Final = (
     inspect.Parameter.POSITIONAL_ONLY,
     inspect.Parameter.POSITIONAL_OR_KEYWORD,
@@ -82,7 +84,8 @@ class Shape:
         self._result = converter_of(unwrapped(returns)) if self.kind in ("plain", "async") else None
         self._item = converter_of(item_of(returns)) if self.kind not in ("plain", "async") else None
         self._converters = {
-            name: argument_converter(self._hints.get(name, Any)) for name in self.signature.parameters
+            name: argument_converter(self._hints.get(name, Any))
+            for name in self.signature.parameters
         }
         self._exact = self.exact_types()
 
@@ -114,6 +117,8 @@ class Shape:
                 bound.arguments[name] = self.converted(name, value)
         except Mismatch as mismatch:
             raise InvalidArgumentsError(f"{self}: {mismatch.sentence('')}") from mismatch.__cause__
+        except RecursionError:
+            raise InvalidArgumentsError(f"{self}: an argument is {TOO_DEEP}") from None
         return list(bound.args), bound.kwargs
 
     def converted(self, name: str, value: Any) -> Any:
@@ -156,6 +161,8 @@ class Shape:
         except Mismatch as mismatch:
             text = mismatch.sentence("$")
             raise ValueDecodeError(f"{self}: {what} does not fit, {text}") from mismatch.__cause__
+        except RecursionError:
+            raise ValueDecodeError(f"{self}: {what} is {TOO_DEEP}") from None
 
     def __str__(self) -> str:
         return f"{self._name}{shown(self.signature)}"
