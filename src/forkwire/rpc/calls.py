@@ -3,16 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import (
-    AsyncGenerator,
-    AsyncIterable,
-    Awaitable,
-    Callable,
-    Generator,
-    Iterator,
-)
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any, Final, NoReturn, ParamSpec, TypeVar, overload
+from typing import Any, Final, ParamSpec, TypeVar, overload
 
 import anyio.lowlevel
 
@@ -26,6 +19,7 @@ from .link import InCall
 from .offers import Offers
 from .proxy import proxy
 from .requests import CallOptions, OnProgress, Request
+from .typed import StreamedNotCalled, Untyped
 from .values import Shape
 
 __all__ = ["Calls", "CurrentCall", "current_call"]
@@ -48,19 +42,25 @@ class Calls:
     async def call(self, function: str, /, *args: Any, **kwargs: Any) -> Any: ...
     @overload
     async def call(
-        self, function: Callable[P, AsyncGenerator[R, Any]], /, *args: P.args, **kwargs: P.kwargs
-    ) -> NoReturn: ...
+        self, function: Callable[P, Untyped], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Any: ...
     @overload
-    async def call(
-        self, function: Callable[P, Generator[R, Any, Any]], /, *args: P.args, **kwargs: P.kwargs
-    ) -> NoReturn: ...
+    def call(  # type: ignore[overload-overlap]
+        self,
+        function: Callable[P, AsyncIterable[Any] | Iterator[Any]],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> StreamedNotCalled: ...
     @overload
     async def call(
         self, function: Callable[P, Awaitable[R]], /, *args: P.args, **kwargs: P.kwargs
     ) -> R: ...
     @overload
     async def call(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R: ...
-    async def call(self, function: Any, /, *args: Any, **kwargs: Any) -> Any:
+    async def call(  # pyright: ignore[reportInconsistentOverload]
+        self, function: Any, /, *args: Any, **kwargs: Any
+    ) -> Any:
         """Call ``function``, by its name or by itself, and wait for its result.
 
         By itself its annotations say what the arguments and the result are, for type checkers and
@@ -83,11 +83,11 @@ class Calls:
     def stream(self, function: str, /, *args: Any, **kwargs: Any) -> Stream[Any]: ...
     @overload
     def stream(
-        self, function: Callable[P, AsyncIterable[R]], /, *args: P.args, **kwargs: P.kwargs
-    ) -> Stream[R]: ...
-    @overload
-    def stream(
-        self, function: Callable[P, Iterator[R]], /, *args: P.args, **kwargs: P.kwargs
+        self,
+        function: Callable[P, AsyncIterable[R] | Iterator[R]],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
     ) -> Stream[R]: ...
     def stream(self, function: Any, /, *args: Any, **kwargs: Any) -> Stream[Any]:
         """The items that a generator function on the other side yields.
@@ -98,8 +98,26 @@ class Calls:
         request, _ = self._request(function, args, kwargs, streamed=True)
         return Stream(self._ready_caller(), request)
 
+    @overload
+    async def notify(self, function: str, /, *args: Any, **kwargs: Any) -> None: ...
+    @overload
     async def notify(
-        self, function: str | Callable[..., Any], /, *args: Any, **kwargs: Any
+        self, function: Callable[P, Untyped], /, *args: P.args, **kwargs: P.kwargs
+    ) -> None: ...
+    @overload
+    def notify(
+        self,
+        function: Callable[P, AsyncIterable[Any] | Iterator[Any]],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> StreamedNotCalled: ...
+    @overload
+    async def notify(
+        self, function: Callable[P, Any], /, *args: P.args, **kwargs: P.kwargs
+    ) -> None: ...
+    async def notify(  # pyright: ignore[reportInconsistentOverload]
+        self, function: Any, /, *args: Any, **kwargs: Any
     ) -> None:
         """Call ``function``, and do not wait for it. What it raises is logged, as a warning.
 
