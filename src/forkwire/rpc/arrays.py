@@ -112,7 +112,7 @@ def view_of(memory: bytes, dtype: str) -> memoryview:
     if code is None:
         raise ValueError("numbers of 16 bits with a fraction need numpy to be installed")
     if int(dtype[2:]) == 1 or (dtype[0] == "<") == LITTLE:
-        return memoryview(memory).cast(code)
+        return memoryview(memory).cast(code)  # type: ignore[call-overload,no-any-return]
     numbers = array(code, memory)
     numbers.byteswap()
     return memoryview(numbers).toreadonly()

@@ -47,6 +47,17 @@ STEPS_SHOWN: Final = 12
 GUARD: Final = int.from_bytes(os.urandom(8), "big") | 1 << 63
 GUARD_BYTES: Final = b"\x1b" + GUARD.to_bytes(8, "big")
 
+
+class CborBody(Body):
+    """A body whose runs of plain data are written by cbor2."""
+
+    __slots__ = ()
+
+    @staticmethod
+    def plain(value: object) -> bytes:
+        return cbor2.dumps(value)
+
+
 SemanticDecoder: TypeAlias = Callable[[Any, bool], object]
 
 # cbor2's words for a key that is neither text nor bytes, where only those are allowed.
@@ -70,7 +81,8 @@ def encode(value: object) -> tuple[bytes, list[memoryview | bytes]]:
 
     Raises :exc:`ValueEncodeError`, which names the path of the value, its type and what to do.
     """
-    body = Body(cbor2.dumps)
+    body = CborBody()
+    body.attachments = []
     try:
         WRITERS[type(value)](value, body, 1)
     except Unencodable as fault:

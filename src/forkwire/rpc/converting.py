@@ -123,9 +123,9 @@ def annotated(annotation: Any) -> Converter | None:
 
 
 def union(members: tuple[Any, ...]) -> Converter | None:
-    """The member that the value is already; else the first that takes it, classes by their fields."""
+    """The member that the value is already; else the first that takes it, classes by fields."""
     choices = [(member, converter_of(member)) for member in members]
-    if any(convert is None for _, convert in choices):
+    if any(convert is None for _, convert in choices):  # one of them takes anything
         return None
     exact = {member for member in members if isinstance(member, type)}
     ordered = [convert for _, convert in choices if convert is not None]
@@ -199,7 +199,7 @@ def class_converter(kind: Any, annotation: Any) -> Converter | None:
 
 
 def known_record(kind: Any, annotation: Any) -> Converter | None:
-    """Classes with fields, which are looked at when a first value comes: they may hold themselves."""
+    """Classes with fields, looked at when a first value comes: they may hold themselves."""
     is_record = (
         hasattr(kind, "__dataclass_fields__")
         or hasattr(kind, "__struct_config__")
@@ -243,7 +243,7 @@ class LazyRecord:
 
 
 def sequence(kind: Any, arguments: tuple[Any, ...]) -> Converter:
-    make = SEQUENCES.get(kind, kind)
+    make: Any = SEQUENCES.get(kind, kind)
     item = converter_of(arguments[0]) if arguments else None
     name = kind.__name__
     takes_sets = kind in SET_KINDS or issubclass(kind, SETS)

@@ -80,7 +80,8 @@ def to_datetime(value: object) -> datetime:
 def to_date(value: object) -> date:
     if isinstance(value, date) and not isinstance(value, datetime):
         return value
-    return from_text(date.fromisoformat, value, "date")
+    made: date = from_text(date.fromisoformat, value, "date")
+    return made
 
 
 def to_time(value: object) -> time:

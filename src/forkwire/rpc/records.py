@@ -124,7 +124,7 @@ def converted(field: Field, item: Any, step: str = "") -> Any:
 
 
 def record_of(kind: Any, annotation: Any, compiled: Compile) -> Record | None:
-    """The record that ``kind`` is, its type variables as ``annotation`` says; None if it is none."""
+    """The record that ``kind`` is, type variables as in ``annotation``; None if it is none."""
     msgspec = sys.modules.get("msgspec")
     if msgspec is not None and issubclass(kind, msgspec.Struct):
         return struct_record(kind, annotation, msgspec, compiled)

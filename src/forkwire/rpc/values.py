@@ -203,7 +203,9 @@ def code_of(function: Any) -> Any:
     function = inspect.unwrap(function)
     if inspect.isroutine(function):
         return function
-    return function.__init__ if isinstance(function, type) else type(function).__call__
+    if isinstance(function, type):
+        return function.__init__  # type: ignore[misc]
+    return type(function).__call__
 
 
 def hints_of(function: Any, signature: inspect.Signature) -> dict[str, Any]:

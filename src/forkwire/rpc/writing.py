@@ -57,11 +57,14 @@ chained: Final = itertools.chain.from_iterable
 class Body(list[bytes]):
     """The parts of a message's body, and the memory that follows it."""
 
-    __slots__ = ("attachments", "plain")
+    __slots__ = ("attachments",)
 
-    def __init__(self, plain: Callable[[object], bytes]) -> None:
-        self.plain = plain
-        self.attachments: list[memoryview | bytes] = []
+    attachments: list[memoryview | bytes]
+
+    @staticmethod
+    def plain(value: object) -> bytes:
+        """Plain data, encoded at once."""
+        raise NotImplementedError
 
 
 def head(major: int, number: int) -> bytes:
@@ -78,7 +81,10 @@ def head(major: int, number: int) -> bytes:
     return _eight(kind | 27, number)
 
 
-SMALL_INTS: Final = tuple(head(0, number) for number in range(1024))
+# Integers below are looked up.
+SMALL: Final = 1024
+
+SMALL_INTS: Final = tuple(head(0, number) for number in range(SMALL))
 TEXT_HEADS: Final = tuple(head(3, size) for size in range(256))
 ARRAY_HEADS: Final = tuple(head(4, size) for size in range(256))
 MAP_HEADS: Final = tuple(head(5, size) for size in range(256))
@@ -88,8 +94,11 @@ MAP_HEADS: Final = tuple(head(5, size) for size in range(256))
 
 
 def write_int(value: int, body: Body, depth: int) -> None:
-    if 0 <= value < 1024:
+    if 0 <= value < SMALL:
         body.append(SMALL_INTS[value])
+        return
+    if 0 <= value < 0x1_0000:
+        body.append(_two(25, value))
         return
     major, number = (0, value) if value >= 0 else (1, -1 - value)
     if number < 2**64:
@@ -158,12 +167,17 @@ def write_array(value: Sequence[Any], body: Body, depth: int) -> None:
     size = len(value)
     if size >= BULK and write_plain(value, body, depth):
         return
-    check_depth(depth)
+    if depth > MAX_DEPTH:
+        check_depth(depth)
     body.append(ARRAY_HEADS[size] if size < 256 else head(4, size))
     written = 0
     try:
         for item in value:
-            WRITERS[type(item)](item, body, depth + 1)
+            kind = type(item)
+            if kind is int and 0 <= item < SMALL:
+                body.append(SMALL_INTS[item])
+            else:
+                WRITERS[kind](item, body, depth + 1)
             written += 1
     except Unencodable as fault:
         raise fault.inside(value, f"[{written}]") from fault.__cause__
@@ -175,7 +189,8 @@ def write_map(value: Mapping[Any, Any], body: Body, depth: int) -> None:
     size = len(value)
     if size >= BULK and write_plain(value, body, depth):
         return
-    check_depth(depth)
+    if depth > MAX_DEPTH:
+        check_depth(depth)
     body.append(MAP_HEADS[size] if size < 256 else head(5, size))
     key: Any = None
     checked = False
