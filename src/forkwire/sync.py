@@ -1,17 +1,46 @@
-"""The base layer without an event loop: for plain functions in a worker, threads and scripts.
+"""Everything without an event loop: for plain functions in a worker, threads and scripts.
 
-The channels are those of :mod:`forkwire`; these functions block instead of awaiting. Signal
-handlers run while they wait.
+The channels are those of :mod:`forkwire`, and so are the workers; these functions block instead of
+awaiting. Signal handlers run while they wait.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from .process.channels import InputChannel, OutputChannel, wrong_end
 from .wire.framing import Buffer, EndOfFile, WriteOk, encode_int, frame
 
-__all__ = ["messages", "read_int", "read_message", "write_int", "write_message"]
+if TYPE_CHECKING:
+    from .rpc.blocking import SyncStream
+    from .rpc.sync_calls import SyncCalls, SyncCurrentCall, current_call
+    from .rpc.sync_worker import SyncWorker, open_worker
+
+# Imported when first used: the base layer works without what they need.
+UPPER = {
+    "SyncCalls": "sync_calls",
+    "SyncCurrentCall": "sync_calls",
+    "SyncStream": "blocking",
+    "SyncWorker": "sync_worker",
+    "current_call": "sync_calls",
+    "open_worker": "sync_worker",
+}
+
+__all__ = [
+    "SyncCalls",
+    "SyncCurrentCall",
+    "SyncStream",
+    "SyncWorker",
+    "current_call",
+    "messages",
+    "open_worker",
+    "read_int",
+    "read_message",
+    "write_int",
+    "write_message",
+]
 
 
 def read_message(channel: InputChannel) -> bytes | EndOfFile:
@@ -63,3 +92,16 @@ def messages(channel: InputChannel) -> Iterator[bytes]:
     """The messages of ``channel`` up to its end. Raises as :func:`read_message` does."""
     while not isinstance(message := read_message(channel), EndOfFile):
         yield message
+
+
+def __getattr__(name: str) -> Any:
+    module = UPPER.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"forkwire.rpc.{module}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *UPPER})

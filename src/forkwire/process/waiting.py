@@ -89,6 +89,11 @@ class Waker:
         with contextlib.suppress(BlockingIOError):  # it is full: that wakes as well
             os.write(self.write_end, b"\0")
 
+    def clear(self) -> None:
+        """It has woken us."""
+        with contextlib.suppress(BlockingIOError):
+            os.read(self.read_end, 4096)
+
     def __del__(self) -> None:
         if "_pid" in self.__dict__ and self._pid == os.getpid():
             ownership.close(self.read_end)

@@ -87,13 +87,15 @@ def start_worker(
     *,
     label: str = "",
     sinks: tuple[Sink, Sink] = (to_stdout, to_stderr),
+    backend: Backend | None = None,
 ) -> ProcessWorker:
     """What `run` does after its checks, for the layers above. In the loop's thread.
 
     ``label``: begins each captured line, as ``[label pid]``. ``sinks``: where what is captured of
-    stdout and of stderr goes.
+    stdout and of stderr goes. ``backend``: what watches the worker, where it is not the loop that
+    runs here.
     """
-    here = current_backend()
+    here = backend or current_backend()
     get_ready()
     worker = None
     mask = signals.pthread_sigmask(signal.SIG_BLOCK, ())

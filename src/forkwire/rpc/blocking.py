@@ -16,7 +16,7 @@ from ..wire.messages import Credit, Send, Sent, StreamRef
 from . import context, failures
 from .current import Inside, handling, new_tree, tree_for_call
 from .link import Link, OutCall
-from .requests import Request, report
+from .requests import Request, log_unseen, report
 
 __all__ = ["BlockingCaller", "SyncStream", "Waiter"]
 
@@ -26,8 +26,11 @@ T = TypeVar("T")
 class Waiter(Protocol):
     """How a thread waits."""
 
-    def wait(self, ready: Callable[[], bool]) -> None:
-        """Block until ``ready()``, or nothing more can come. May raise what interrupts it."""
+    def wait(self, ready: Callable[[], bool], until: float = math.inf) -> None:
+        """Block until ``ready()``, or a time of the monotonic clock, or nothing more can come.
+
+        May raise what interrupts it.
+        """
         ...
 
     def stop(self, call: OutCall) -> None:
@@ -87,8 +90,34 @@ class BlockingCaller:
                 feeders.append(Feeder(self, call, number, iterator))
                 call.on_grant[number] = feeders[-1].grant
 
-        call = self.waiter.send(lambda: link.start(request.method, args, kwargs, meta, prepare))
-        return call, feeders
+        made: list[OutCall] = []
+
+        def start() -> None:
+            made.append(link.start(request.method, args, kwargs, meta, prepare))
+
+        try:
+            self.waiter.send(start)
+        except BaseException:  # a signal's handler raised after it was sent
+            if made:
+                self.give_up(made[0], feeders)
+            raise
+        return made[0], feeders
+
+    def notify(self, request: Request) -> None:
+        """Send ``request``; what becomes of it is only logged."""
+        call, feeders = self.begin(request)
+        call.expected = False
+        self.link.outbox.own()
+        for feeder in feeders:
+            feeder.close()
+
+        def log() -> None:
+            if call.ended and call.error is not None:
+                log_unseen(self.link, call, call.error)
+
+        call.wake = log
+        if call.ended:
+            log()
 
     def _wait_for_room(self) -> None:
         link = self.link
@@ -118,7 +147,7 @@ class BlockingCaller:
                 raise TimeoutError(
                     f"{call.method} did not end within {request.options.timeout} seconds"
                 )
-            self.waiter.wait(something)
+            self.waiter.wait(something, deadline)
             if self.link.over is not None and not ready():
                 raise self.link.over
 

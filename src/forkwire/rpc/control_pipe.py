@@ -33,6 +33,14 @@ class ControlPipe:
         self._waiting: dict[int, None] = {}  # cancels for which the pipe had no room
         self._lock = threading.RLock()  # a finaliser may come in between
 
+    @classmethod
+    def inherited(cls, child_fd: int) -> ControlPipe:
+        """The worker's, where it was executed: only its end is here."""
+        self = cls.__new__(cls)
+        self.child_fd, self._fd, self._pid = child_fd, -1, 0
+        self._waiting, self._lock = {}, threading.RLock()
+        return self
+
     def fileno(self) -> int:
         """The worker's end: with ``close_fds`` it is kept where the pipe is in ``arg``."""
         return self.child_fd

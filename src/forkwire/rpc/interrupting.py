@@ -85,6 +85,8 @@ class Interrupter:
         self._handler, self._hook = self._on_signal, self._on_unraisable  # one object each
         self._previous_hook = sys.unraisablehook
         self.hears = True
+        # Called, as our own code, when there are cancels of calls that do not run.
+        self.on_others: Callable[[], None] | None = None
         ownership.own(control_fd)
         _current = self
         self._listen()
@@ -211,6 +213,16 @@ class Interrupter:
         if error is not None:
             self._armed = 0  # once only
             raise error
+        if self.on_others is not None and self._armed and is_safe(frame):
+            self._tell_others(self.on_others)
+
+    def _tell_others(self, on_others: Callable[[], None]) -> None:
+        """The function that runs has its thread to itself: what waits behind it is told now."""
+        armed = self.begin_pause()
+        try:
+            on_others()
+        finally:
+            self._armed = armed
 
     def _read(self) -> None:
         """Take note of every cancel in the pipe."""

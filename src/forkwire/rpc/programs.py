@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
@@ -20,6 +21,10 @@ __all__ = ["FDS", "Program", "execute"]
 # Where a program finds the numbers of its descriptors: what it reads from, what it writes to
 # (protocol-spec/3-calls.md).
 FDS: Final = "FORKWIRE_FDS"
+CONTROL: Final = "FORKWIRE_CONTROL_FD"
+
+BEYOND: Final = 10  # above what is dealt out
+NONBLOCKING: Final = 5  # the control pipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +33,7 @@ class Program:
 
     arguments: tuple[str, ...]
     environment: dict[str, str] = field(default_factory=dict)
+    controlled: bool = False  # it takes the control pipe too
 
     @classmethod
     def of(cls, command: object) -> Program:
@@ -53,23 +59,27 @@ class Program:
             )
         arguments = (sys.executable, "-m", "forkwire", "serve", name, "--threads", str(threads))
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
-        return cls(arguments, {"PYTHONPATH": path})
+        return cls(arguments, {"PYTHONPATH": path}, controlled=True)
 
 
 def execute(input_: InputChannel, output: OutputChannel, start: Start) -> None:
     """Become the program. In the forked child."""
     program = start.target
     assert isinstance(program, Program)
-    keep_as((input_.fileno(), output.fileno()))
-    for number in (signal.SIGTERM, signal.SIGPIPE, signal.SIGURG):
-        signal.signal(number, signal.SIG_DFL)
     environment = {**os.environ, **program.environment, FDS: "3,4"}
+    ends = [input_.fileno(), output.fileno()]
+    if program.controlled and start.control is not None:
+        ends.append(start.control.child_fd)
+        environment[CONTROL] = "5"
+    for number in (signal.SIGTERM, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_DFL)
+    keep_from_three(ends)
     os.execvpe(program.arguments[0], program.arguments, environment)
 
 
-def keep_as(ends: tuple[int, int]) -> None:
-    """Have ``ends``, blocking as programs expect them, on descriptors 3 and 4."""
-    copies = [os.dup(os.dup2(end, 100 + index)) for index, end in enumerate(ends)]
-    for number, copy in zip((3, 4), copies, strict=True):
-        os.set_blocking(copy, True)
+def keep_from_three(ends: Sequence[int]) -> None:
+    """Have ``ends``, blocking as programs expect them, on descriptors 3 and following."""
+    copies = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, BEYOND) for end in ends]
+    for number, copy in enumerate(copies, 3):
+        os.set_blocking(copy, number != NONBLOCKING)
         os.dup2(copy, number, inheritable=True)

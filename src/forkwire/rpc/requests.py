@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from ..errors import UsageError
-from .link import OutCall
+from ..errors import UsageError, WorkerClosedError
+from .link import Link, OutCall
 
-__all__ = ["DEFAULT_WINDOW", "CallOptions", "OnProgress", "Request", "report"]
+__all__ = ["DEFAULT_WINDOW", "CallOptions", "OnProgress", "Request", "log_unseen", "report"]
 
 OnProgress = Callable[[float, float | None, str], object]
 
@@ -67,3 +68,11 @@ def report(call: OutCall, on_progress: OnProgress | None) -> None:
         progress = call.progress.popleft()
         if on_progress is not None:
             on_progress(progress.done, progress.total, progress.text)
+
+
+def log_unseen(link: Link, call: OutCall, error: BaseException) -> None:
+    """Nobody waits for the answer of a notification."""
+    if link.over is None or not isinstance(error, WorkerClosedError):
+        logging.getLogger("forkwire").warning(
+            "%s: notify(%r) ended with %s: %s", link.name, call.method, type(error).__name__, error
+        )

@@ -32,6 +32,8 @@ from .service import Service
 
 __all__ = ["Start", "serve"]
 
+HIGHEST_LEVEL: Final = 1000
+
 ASYNC: Final = ("async", "async_generator")
 
 
@@ -45,6 +47,7 @@ class Start:
     threads: int = 1
     control: ControlPipe | None = None
     log_level: int | None = None  # None: logging is left alone
+    ask_log_level: bool = False  # the host's greeting says it
     limits: Limits = field(default_factory=Limits)
 
 
@@ -53,8 +56,9 @@ def serve(input_: InputChannel, output: OutputChannel, start: Start) -> None:
     current.set(None)
     link = Link(input_, output, name="the host", limits=start.limits)
     link.on_end = lambda error: link.fail(gone(error))
-    if start.log_level is not None:
-        logs.install(lambda record: post(link, record), start.log_level, running_call)
+    log_level = hosts_log_level(link) if start.ask_log_level else start.log_level
+    if log_level is not None:
+        logs.install(lambda record: post(link, record), log_level, running_call)
     interrupter = None if start.control is None else Interrupter(start.control.child_fd)
     try:
         service = Service.of(start.target)
@@ -73,6 +77,13 @@ def serve(input_: InputChannel, output: OutputChannel, start: Start) -> None:
         serve_with_threads(server, start)
     else:
         serve_alone(server)
+
+
+def hosts_log_level(link: Link) -> int | None:
+    """What the host's greeting says, which it sends at once."""
+    OwnDriver(link).wait(lambda: link.greeted)
+    level = link.session.peer_about.get("log_level")
+    return level if type(level) is int and 0 <= level <= HIGHEST_LEVEL else None
 
 
 def gone(error: ProcessWorkerIPCError | None) -> ForkwireError:
@@ -117,8 +128,9 @@ class Server:
 
     def lanes(self, driver: Driver) -> Lanes:
         """Where plain functions queue."""
-        lanes = Lanes(driver, self.service.name)
-        return lanes
+        if self.interrupter is not None:
+            self.interrupter.on_others = driver.look
+        return Lanes(driver, self.service.name)
 
     def accept_into(self, accept: Callable[[InCall, Any], None]) -> Callable[[InCall], None]:
         """Take calls that can be run; answer the others."""

@@ -1,0 +1,104 @@
+"""How to start a worker of a service: checked, and the same with a loop and without one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from ..errors import UsageError
+from ..process.backend import BackendName
+from ..process.worker import DEFAULT_GRACE, check_options
+from ..wire.framing import MAX_PAYLOAD_SIZE
+from .link import Limits
+from .programs import Program
+from .service import Service
+
+__all__ = ["START_TIMEOUT", "Settings", "StartMethod", "settings_of"]
+
+# A service that takes longer to import is hung, or had better say so with start_timeout=.
+START_TIMEOUT: Final = 60.0
+
+StartMethod = Literal["fork", "exec"]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How to start a worker; `open_worker` says what each means.
+
+    ``service``: what is served, as far as its code is here. ``host``: what is offered to it.
+    """
+
+    target: object
+    label: str
+    service: Service | None
+    host: Service | None
+    threads: int
+    grace: float
+    start_timeout: float
+    backend: BackendName | None
+    close_fds: bool
+    logging: bool
+    limits: Limits
+
+
+def settings_of(
+    service: object = None,
+    *,
+    command: list[str] | None = None,
+    host: object = None,
+    start: StartMethod | None = None,
+    threads: int = 1,
+    name: str | None = None,
+    grace: float = DEFAULT_GRACE,
+    start_timeout: float = START_TIMEOUT,
+    backend: BackendName | None = None,
+    max_message_size: int = MAX_PAYLOAD_SIZE,
+    close_fds: bool = False,
+    logging: bool = True,
+) -> Settings:
+    """Raises :exc:`UsageError` for what can never work."""
+    if (service is None) == (command is None):
+        raise UsageError(
+            'open_worker() takes a service, open_worker("calc"), or a program to run, '
+            'open_worker(command=["node", "plugin.mjs"])'
+        )
+    check_options(grace, backend, max_message_size)
+    check_others({"start": start, "threads": threads, "start_timeout": start_timeout})
+    local = None if service is None or isinstance(service, str) else Service.of(service)
+    if command is not None:
+        target: object = Program.of(command)
+    elif start == "exec":
+        target = Program.serving(service, local, threads)
+    else:
+        target = local or service
+    return Settings(
+        target=target,
+        label=name or name_of(service, local, command),
+        service=local,
+        host=None if host is None else Service.of(host),
+        threads=threads,
+        grace=grace,
+        start_timeout=start_timeout,
+        backend=backend,
+        close_fds=close_fds,
+        logging=logging,
+        limits=Limits(max_message_size),
+    )
+
+
+def check_others(given: Mapping[str, Any]) -> None:
+    start, threads, timeout = given["start"], given["threads"], given["start_timeout"]
+    if start not in (None, "fork", "exec"):
+        raise UsageError(f'start is "fork" or "exec", not {start!r}')
+    if not isinstance(threads, int) or threads < 1:
+        raise UsageError(f"threads is how many functions may run at a time, not {threads!r}")
+    if not isinstance(timeout, (int, float)) or not timeout > 0:
+        raise UsageError(f"start_timeout is a number of seconds above 0, not {timeout!r}")
+
+
+def name_of(service: object, local: Service | None, command: list[str] | None) -> str:
+    if command is not None:
+        return os.path.basename(command[0])
+    return local.name if local is not None else str(service)
