@@ -137,7 +137,10 @@ class Decoder:
 
     def map(self, items: list[Any]) -> dict[Any, Any]:
         """A map of keys and values in turn."""
-        found = dict(zip(items[::2], items[1::2]))  # noqa: B905 - Python 3.8
+        try:
+            found = dict(zip(items[::2], items[1::2]))  # noqa: B905 - Python 3.8
+        except TypeError as error:
+            raise CBORError(f"a key that Python cannot look up: {error}") from None
         if len(found) * 2 != len(items):
             raise CBORError("a map has a key twice")
         return found
@@ -163,11 +166,11 @@ class Decoder:
 
 def show(value: Any) -> str:
     """``value`` in diagnostic notation."""
-    for word, meaning in WORDS.items():
-        if value is meaning or (type(value) is float and value == meaning):
-            return word
     if isinstance(value, float):
-        return "NaN" if math.isnan(value) else repr(value)
+        return {"inf": "Infinity", "-inf": "-Infinity", "nan": "NaN"}.get(repr(value), repr(value))
+    for word, meaning in WORDS.items():
+        if value is meaning:
+            return word
     if isinstance(value, str):
         return '"{}"'.format("".join(escape(letter) for letter in value))
     if isinstance(value, bytes):
