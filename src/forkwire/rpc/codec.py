@@ -240,7 +240,24 @@ def loaded(
         raise Refused("bytes follow its end")
     if attachments:
         named.check()
+    if b"\xf7" in body:
+        replace_undefined(value)
     return value
+
+
+def replace_undefined(container: object) -> None:
+    """JavaScript's undefined, simple value 23, is None here."""
+    if isinstance(container, list):
+        entries: list[tuple[Any, Any]] = list(enumerate(container))
+    elif isinstance(container, dict):
+        entries = list(container.items())
+    else:
+        return
+    for place, item in entries:
+        if item is cbor2.undefined:
+            container[place] = None
+        elif type(item) in (list, dict):
+            replace_undefined(item)
 
 
 def reason(error: BaseException) -> str:
