@@ -3,16 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import (
-    AsyncGenerator,
-    AsyncIterable,
-    Awaitable,
-    Callable,
-    Generator,
-    Iterator,
-)
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Final, NoReturn, ParamSpec, TypeVar, overload
+from typing import Any, Final, ParamSpec, TypeVar, overload
 
 from ..errors import UsageError
 from . import context
@@ -25,6 +18,7 @@ from .link import InCall
 from .offers import Offers
 from .proxy import proxy
 from .requests import CallOptions, OnProgress, Request
+from .typed import StreamedNotCalled, Untyped
 from .values import Shape
 
 __all__ = ["SyncCalls", "SyncCurrentCall", "current_call"]
@@ -46,13 +40,15 @@ class SyncCalls:
     @overload
     def call(self, function: str, /, *args: Any, **kwargs: Any) -> Any: ...
     @overload
-    def call(
-        self, function: Callable[P, AsyncGenerator[R, Any]], /, *args: P.args, **kwargs: P.kwargs
-    ) -> NoReturn: ...
+    def call(self, function: Callable[P, Untyped], /, *args: P.args, **kwargs: P.kwargs) -> Any: ...
     @overload
     def call(
-        self, function: Callable[P, Generator[R, Any, Any]], /, *args: P.args, **kwargs: P.kwargs
-    ) -> NoReturn: ...
+        self,
+        function: Callable[P, AsyncIterable[Any] | Iterator[Any]],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> StreamedNotCalled: ...
     @overload
     def call(
         self, function: Callable[P, Awaitable[R]], /, *args: P.args, **kwargs: P.kwargs
@@ -74,11 +70,11 @@ class SyncCalls:
     def stream(self, function: str, /, *args: Any, **kwargs: Any) -> SyncStream[Any]: ...
     @overload
     def stream(
-        self, function: Callable[P, AsyncIterable[R]], /, *args: P.args, **kwargs: P.kwargs
-    ) -> SyncStream[R]: ...
-    @overload
-    def stream(
-        self, function: Callable[P, Iterator[R]], /, *args: P.args, **kwargs: P.kwargs
+        self,
+        function: Callable[P, AsyncIterable[R] | Iterator[R]],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
     ) -> SyncStream[R]: ...
     def stream(self, function: Any, /, *args: Any, **kwargs: Any) -> SyncStream[Any]:
         """The items that a generator function on the other side yields.
@@ -88,7 +84,25 @@ class SyncCalls:
         request, _ = self._request(function, args, kwargs, streamed=True)
         return SyncStream(self._ready_caller(), request)
 
-    def notify(self, function: str | Callable[..., Any], /, *args: Any, **kwargs: Any) -> None:
+    @overload
+    def notify(self, function: str, /, *args: Any, **kwargs: Any) -> None: ...
+    @overload
+    def notify(
+        self, function: Callable[P, Untyped], /, *args: P.args, **kwargs: P.kwargs
+    ) -> None: ...
+    @overload
+    def notify(
+        self,
+        function: Callable[P, AsyncIterable[Any] | Iterator[Any]],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> StreamedNotCalled: ...
+    @overload
+    def notify(self, function: Callable[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> None: ...
+    def notify(  # pyright: ignore[reportInconsistentOverload]
+        self, function: Any, /, *args: Any, **kwargs: Any
+    ) -> None:
         """Call ``function``, and do not wait for it. What it raises is logged, as a warning.
 
         Waits only while the other side has no room for one more. Raises :exc:`ValueEncodeError`,
