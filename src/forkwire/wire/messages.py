@@ -17,8 +17,10 @@ __all__ = [
     "CALLEE_MESSAGES",
     "CALLER_MESSAGES",
     "CARRIERS",
+    "LARGEST_CREDIT",
     "LARGEST_ID",
     "LARGEST_TEXT",
+    "MAX_ATTACHMENTS",
     "Attach",
     "Call",
     "Cancel",
@@ -49,6 +51,15 @@ LARGEST_ID: Final = 2**53 - 1
 
 # Of a method's name, and of a progress report, in characters (C-13).
 LARGEST_TEXT: Final = 4096
+
+# What a stream's credit may add up to (C-31): more than anybody reads ahead.
+LARGEST_CREDIT: Final = 2**31 - 1
+
+# Of one message (C-22): what a receiver keeps an entry for before any of them has come.
+MAX_ATTACHMENTS: Final = 4096
+
+# What a size may be: the largest that a frame can have.
+LARGEST_SIZE: Final = 2**31 - 1
 
 # One-way messages that may be added later; a peer that does not know them ignores them (C-40).
 RESERVED: Final = range(17, 24)
@@ -242,6 +253,8 @@ Message: TypeAlias = Known | Ignored | Unknown
 
 # -- what the fields may be -----------------------------------------------------------------------
 
+Check: TypeAlias = Callable[[object], bool]
+
 
 def is_id(value: object) -> bool:
     return type(value) is int and 0 < value <= LARGEST_ID
@@ -263,6 +276,26 @@ def is_number(value: object) -> bool:
     return type(value) in (int, float)
 
 
+def is_boolean(value: object) -> bool:
+    return type(value) is bool
+
+
+def is_any_text(value: object) -> bool:
+    return type(value) is str
+
+
+def is_credit(value: object) -> bool:
+    return type(value) is int and 0 <= value <= LARGEST_CREDIT
+
+
+def is_positive_credit(value: object) -> bool:
+    return type(value) is int and 0 < value <= LARGEST_CREDIT
+
+
+def is_done(value: object) -> bool:
+    return type(value) in (int, float) and not value < 0  # type: ignore[operator]
+
+
 def is_array(value: object) -> bool:
     return type(value) is list
 
@@ -271,8 +304,49 @@ def is_map(value: object) -> bool:
     return type(value) is dict and all(type(key) is str for key in value)
 
 
-def is_map_or_null(value: object) -> bool:
-    return value is None or is_map(value)
+def has_keys(value: object, known: Mapping[str, Check], required: Sequence[str] = ()) -> bool:
+    """Whether ``value`` is a map whose ``known`` keys are right; others are ignored (C-4)."""
+    if type(value) is not dict or any(name not in value for name in required):
+        return False
+    for key, item in value.items():
+        if type(key) is not str:
+            return False
+        check = known.get(key)
+        if check is not None and not check(item):
+            return False
+    return True
+
+
+def is_limit(value: object) -> bool:
+    return type(value) is int and 0 <= value <= LARGEST_SIZE
+
+
+def is_versions(value: object) -> bool:
+    return type(value) is list and bool(value) and all(type(n) is int and n >= 0 for n in value)
+
+
+def is_limits(value: object) -> bool:
+    return has_keys(value, {"message": is_limit, "calls": is_unsigned})
+
+
+def is_greeting(value: object) -> bool:
+    return has_keys(value, {"protocol": is_versions, "limits": is_limits}, ("protocol",))
+
+
+def is_meta(value: object) -> bool:
+    return has_keys(value, META)
+
+
+def is_failure(value: object) -> bool:
+    return has_keys(value, {"code": is_integer, "message": is_any_text}, ("code", "message"))
+
+
+def is_integer(value: object) -> bool:
+    return type(value) is int
+
+
+def is_failure_or_null(value: object) -> bool:
+    return value is None or is_failure(value)
 
 
 def is_anything(value: object) -> bool:
@@ -280,34 +354,45 @@ def is_anything(value: object) -> bool:
 
 
 def is_sizes(value: object) -> bool:
-    return type(value) is list and bool(value) and all(is_unsigned(size) for size in value)
+    return (
+        type(value) is list
+        and 0 < len(value) <= MAX_ATTACHMENTS
+        and all(is_unsigned(size) for size in value)
+    )
 
 
 def is_number_or_null(value: object) -> bool:
     return value is None or is_number(value)
 
 
-Check: TypeAlias = Callable[[object], bool]
+# The keys of meta that are known.
+META: Final[dict[str, Check]] = {
+    "timeout": is_number,
+    "credit": is_credit,
+    "progress": is_boolean,
+    "tree": is_any_text,
+    "context": is_map,
+}
 
 # The table: of each message the checks of its fields, and how many of them may be left off.
 TABLE: Final[dict[int, tuple[type[Known], tuple[Check, ...], int]]] = {
-    Hello.TYPE: (Hello, (is_map,), 0),
-    Call.TYPE: (Call, (is_id, is_method, is_array, is_map, is_map), 2),
-    Notify.TYPE: (Notify, (is_method, is_array, is_map, is_map), 2),
+    Hello.TYPE: (Hello, (is_greeting,), 0),
+    Call.TYPE: (Call, (is_id, is_method, is_array, is_map, is_meta), 2),
+    Notify.TYPE: (Notify, (is_method, is_array, is_map, is_meta), 2),
     Result.TYPE: (Result, (is_id, is_anything), 0),
-    Error.TYPE: (Error, (is_id, is_map), 0),
+    Error.TYPE: (Error, (is_id, is_failure), 0),
     Cancel.TYPE: (Cancel, (is_id,), 0),
     Item.TYPE: (Item, (is_id, is_anything), 0),
-    Credit.TYPE: (Credit, (is_id, is_id), 0),
-    Progress.TYPE: (Progress, (is_id, is_number, is_number_or_null, is_text), 0),
+    Credit.TYPE: (Credit, (is_id, is_positive_credit), 0),
+    Progress.TYPE: (Progress, (is_id, is_done, is_number_or_null, is_text), 0),
     Log.TYPE: (Log, (is_map,), 0),
     Ping.TYPE: (Ping, (is_unsigned,), 0),
     Pong.TYPE: (Pong, (is_unsigned,), 0),
-    Goodbye.TYPE: (Goodbye, (is_map_or_null,), 0),
+    Goodbye.TYPE: (Goodbye, (is_failure_or_null,), 0),
     Attach.TYPE: (Attach, (is_sizes,), 0),
     Send.TYPE: (Send, (is_id, is_unsigned, is_anything), 0),
-    Sent.TYPE: (Sent, (is_id, is_unsigned, is_map_or_null), 0),
-    Grant.TYPE: (Grant, (is_id, is_unsigned, is_unsigned), 0),
+    Sent.TYPE: (Sent, (is_id, is_unsigned, is_failure_or_null), 0),
+    Grant.TYPE: (Grant, (is_id, is_unsigned, is_credit), 0),
 }
 
 # Only these may have attachments (C-20).

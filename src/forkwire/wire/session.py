@@ -2,8 +2,9 @@
 
 Sans-I/O: a front tells what it sends (:meth:`Session.sent`) and what came
 (:meth:`Session.received`). What the tables do not allow is a fault: of the peer's, a
-:exc:`ProtocolError`; of our own, an :exc:`AssertionError`. One table serves both roles, since a
-message's type says whether the caller or the callee sends it.
+:exc:`ProtocolError`; of our own, an :exc:`AssertionError` (raised by hand, so that ``python -O``
+has it too). One table serves both roles, since a message's type says whether the caller or the
+callee sends it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from typing import Any, Final, TypeAlias
 
 from ..errors import ProtocolError
 from .messages import (
+    LARGEST_CREDIT,
     LARGEST_ID,
+    LARGEST_SIZE,
     Attach,
     Call,
     Cancel,
@@ -42,6 +45,7 @@ __all__ = [
     "DEFAULT_CALLS",
     "SIDE_TABLE",
     "UNGREETED_CALLS",
+    "UNGREETED_SIZE",
     "CallState",
     "Session",
     "SideState",
@@ -54,8 +58,8 @@ DEFAULT_CALLS: Final = 1024
 # Calls that may be sent before the other side has said how many it takes (C-11).
 UNGREETED_CALLS: Final = 64
 
-# What a stream's credit may add up to (C-31): more than anybody reads ahead.
-LARGEST_CREDIT: Final = 2**31 - 1
+# Bytes of the largest frame that may be sent before then (C-8).
+UNGREETED_SIZE: Final = 2**20
 
 
 class SideState(Enum):
@@ -115,6 +119,10 @@ CALL_TABLE: Final[dict[CallState, dict[Kind, CallState]]] = {
 MAY_BE_LATE: Final = (Cancel, Credit, Send, Sent, Grant)
 OF_THE_CALLER: Final[frozenset[Kind]] = frozenset({Cancel, Credit, Send, Sent})
 
+# What we need not say any more once the call is over, if somebody here has not heard of its end.
+TOO_LATE: Final = (*MAY_BE_LATE, Progress)
+CANCELLED: Final = (CallState.STOPPING, CallState.DRAINING)
+
 
 class Fault(Exception):
     """What the tables do not allow; whose fault it is, the caller of `step` knows."""
@@ -126,12 +134,12 @@ class OneCall:
     __slots__ = ("credit", "state", "streams")
 
     def __init__(self, call: Call) -> None:
-        credit = call.meta.get("credit") if call.meta else None
-        self.state = CallState.CALLED if credit is None else CallState.STREAMED
-        self.credit = 0 if credit is None else checked_credit(credit)
+        streamed = "credit" in call.meta
+        self.state = CallState.STREAMED if streamed else CallState.CALLED
+        self.credit = checked_credit(call.meta["credit"]) if streamed else 0
         # Of each argument that is streamed, the items that may still be sent; None: it ended.
         self.streams: dict[int, int | None] = {}
-        for value in (*call.args, *call.kwargs.values()) if call.args or call.kwargs else ():
+        for value in (*call.args, *call.kwargs.values()):
             if type(value) is StreamRef:
                 if value.number in self.streams:
                     raise Fault(f"argument stream {value.number} is there twice")
@@ -147,6 +155,11 @@ class OneCall:
         if take is not None and not take(self, message):
             return False
         self.state = after
+        return True
+
+    def take_result(self, message: Result) -> bool:
+        if self.state in (CallState.STREAMED, CallState.DRAINING) and message.value is not None:
+            raise Fault("the end of a stream with a value, which is null (C-30)")
         return True
 
     def take_item(self, message: Item) -> bool:
@@ -189,6 +202,7 @@ class OneCall:
 
 
 TAKERS: Final[dict[Kind, Any]] = {
+    Result: OneCall.take_result,
     Item: OneCall.take_item,
     Credit: OneCall.take_credit,
     Send: OneCall.take_send,
@@ -206,14 +220,16 @@ def checked_credit(credit: object) -> int:
 class Session:
     """One conversation, seen from one side.
 
-    ``peer_calls``: how many calls in flight the peer takes. ``calls`` and ``peers``: those in
-    flight that we made, and that the peer made.
+    ``peer_calls``: how many calls in flight the peer takes. ``peer_size``: bytes of the largest
+    frame that it takes. ``calls`` and ``peers``: those in flight that we made, and that the peer
+    made.
     """
 
     def __init__(self) -> None:
         self.state = SideState.NEW
         self.peer_state = SideState.NEW
         self.peer_calls = UNGREETED_CALLS
+        self.peer_size = UNGREETED_SIZE
         self.peer_about: dict[str, Any] = {}
         self.calls: dict[int, OneCall] = {}
         self.peers: dict[int, OneCall] = {}
@@ -224,25 +240,31 @@ class Session:
         """The id of our next call."""
         return self.last + 1
 
+    @property
+    def is_over(self) -> bool:
+        """Both have said goodbye, and no call is in flight."""
+        both_left = self.state is self.peer_state is SideState.LEFT
+        return both_left and not (self.calls or self.peers)
+
     def sent(self, message: Any) -> bool:
         """We are about to send ``message``; False if it need not be sent any more.
 
-        Raises :exc:`AssertionError` for what we may not send now.
+        Raises :exc:`AssertionError` for what we may not send now; nothing has changed then.
         """
         kind = type(message)
         state = SIDE_TABLE[self.state].get(kind)
-        assert state is not None, f"we may not send {kind.__name__} when {self.state.name}"
-        self.state = state
+        if state is None:
+            raise our_fault(f"a {kind.__name__} message when we are {self.state.name}")
         try:
             if kind is Call:
-                self.calls[message.id] = OneCall(message)
-                assert message.id > self.last, "ids grow"
-                self.last = message.id
-            elif kind in ABOUT_CALLS:
-                ours = kind in OF_THE_CALLER
-                return self._step(self.calls if ours else self.peers, message)
+                self.last = open_call(self.calls, message, self.last)
+            elif kind is Notify:
+                check_notification(message)
+            elif kind in ABOUT_CALLS and not self._say(message):
+                return False
         except Fault as fault:
-            raise AssertionError(f"we may not send {fault}") from None
+            raise our_fault(str(fault)) from None
+        self.state = state
         return True
 
     def received(self, message: Message) -> bool:
@@ -251,47 +273,79 @@ class Session:
         state = SIDE_TABLE[self.peer_state].get(kind)
         if state is None:
             raise at_fault(f"a {kind.__name__} message when it is {self.peer_state.name}")
-        self.peer_state = state
         try:
             if kind in ABOUT_CALLS:
-                theirs = kind in OF_THE_CALLER
-                return self._step(self.peers if theirs else self.calls, message)
-            if isinstance(message, (Call, Unknown)):
-                self._open(message)
+                return self._hear(message)
+            if isinstance(message, Call):
+                self.peers_last = open_call(self.peers, message, self.peers_last)
+            elif isinstance(message, Unknown):  # a call that we refuse
+                self.peers_last = open_call(self.peers, Call(message.id, "?", ()), self.peers_last)
+            elif isinstance(message, Notify):
+                check_notification(message)
             elif isinstance(message, Hello):
                 self._greet(message)
         except Fault as fault:
             raise at_fault(str(fault)) from None
+        self.peer_state = state
         return not isinstance(message, Ignored)
 
-    def _step(self, calls: dict[int, OneCall], message: Any) -> bool:
+    def _say(self, message: Any) -> bool:
+        """Ours, about a call: whether it is still of use."""
+        ours = type(message) in OF_THE_CALLER
+        calls, last = (self.calls, self.last) if ours else (self.peers, self.peers_last)
         call = calls.get(message.id)
         if call is None:
-            last = self.last if calls is self.calls else self.peers_last
-            if isinstance(message, MAY_BE_LATE) and message.id <= last:
-                return False
-            raise Fault(f"a {type(message).__name__} message of call {message.id}, unknown or over")
-        took = call.step(message)
-        if call.state is CallState.OVER:
-            del calls[message.id]
-        return took
+            return unless_late(message, last, TOO_LATE)
+        if ours and call.state in CANCELLED:  # a cancel is the last word (C-26)
+            return False
+        return step(calls, call, message)
 
-    def _open(self, message: Call | Unknown) -> None:
-        """A request begins. One of a type that we do not know is a call that we refuse."""
-        if not self.peers_last < message.id <= LARGEST_ID:
-            raise Fault(f"a call of id {message.id} after {self.peers_last}: ids grow")
-        call = message if isinstance(message, Call) else Call(message.id, "?", ())
-        self.peers[message.id] = OneCall(call)
-        self.peers_last = message.id
+    def _hear(self, message: Any) -> bool:
+        """The peer's, about a call: whether it is not to be ignored."""
+        theirs = type(message) in OF_THE_CALLER
+        calls, last = (self.peers, self.peers_last) if theirs else (self.calls, self.last)
+        call = calls.get(message.id)
+        if call is None:
+            return unless_late(message, last, MAY_BE_LATE)
+        return step(calls, call, message)
 
     def _greet(self, hello: Hello) -> None:
         about = dict(hello.about)
-        limits = about.get("limits")
-        calls = limits.get("calls") if type(limits) is dict else None
-        self.peer_calls = (
-            calls if type(calls) is int and 0 <= calls <= LARGEST_ID else DEFAULT_CALLS
-        )
+        limits = about.get("limits") or {}
+        self.peer_calls = limits.get("calls", DEFAULT_CALLS)
+        self.peer_size = limits.get("message", LARGEST_SIZE)
         self.peer_about = about
+
+
+def open_call(calls: dict[int, OneCall], message: Call, last: int) -> int:
+    """A call begins; the new last id."""
+    if not last < message.id <= LARGEST_ID:
+        raise Fault(f"a call of id {message.id} after {last}: ids grow")
+    calls[message.id] = OneCall(message)
+    return message.id
+
+
+def step(calls: dict[int, OneCall], call: OneCall, message: Any) -> bool:
+    took = call.step(message)
+    if call.state is CallState.OVER:
+        del calls[message.id]
+    return took
+
+
+def unless_late(message: Any, last: int, may_be: tuple[Kind, ...]) -> bool:
+    """False for what crossed the end of its call. Raises `Fault` for all else."""
+    if type(message) in may_be and message.id <= last:
+        return False
+    raise Fault(f"a {type(message).__name__} message of call {message.id}, unknown or over")
+
+
+def check_notification(message: Notify) -> None:
+    if any(type(value) is StreamRef for value in (*message.args, *message.kwargs.values())):
+        raise Fault("an argument stream of a notification, which has none (C-33)")
+
+
+def our_fault(what: str) -> AssertionError:
+    return AssertionError(f"we may not send {what}")
 
 
 def at_fault(what: str) -> ProtocolError:
