@@ -8,24 +8,15 @@
 // stream. An argument that the caller streams is an async iterable.
 
 import { Socket } from "node:net";
-import { endianness } from "node:os";
 import { Tag, decode, encode } from "./cbor.mjs";
+// prettier-ignore
+import { ATTACH, ATTACHMENT, CALL, CANCEL, CARRIERS, CODES, CREDIT, ERROR, Fault, GOODBYE, GRANT, HELLO,
+  ITEM, LARGEST_CREDIT, LARGEST_TEXT, LIMITS, LOG, MOST_ATTACHMENTS, NOTIFY, PING, PONG, PROGRESS, RESULT,
+  SEND, SENT, STREAM, frames, isId, isKnown, isMap, isUnsigned, sizeOf } from "./wire.mjs";
 
-const LITTLE = endianness() === "LE";
-const LIMITS = { message: 2 ** 26, calls: 256 };
-const ATTACHMENT = 0x464b0001, STREAM = 0x464b0002;
 const SHARING = [25, 28, 29, 256]; // tags by which one value stands in many places
-const LARGEST_CREDIT = 2 ** 31 - 1, LARGEST_TEXT = 4096, MOST_ATTACHMENTS = 4096;
 const WINDOW = 16; // items of an argument stream that may be on their way
 const LARGEST_TIMER = 2 ** 31 - 1; // ms; setTimeout fires at once beyond
-const [HELLO, CALL, NOTIFY, RESULT, ERROR, CANCEL, ITEM, CREDIT, PROGRESS, LOG, PING, PONG, GOODBYE,
-  ATTACH, SEND, SENT, GRANT] = Array(17).keys(); // prettier-ignore
-const CARRIERS = [CALL, NOTIFY, RESULT, ERROR, ITEM, SEND];
-const CODES = { protocol: -32600, method: -32601, params: -32602, encoding: -32603, raised: -32000,
-  cancelled: -32001, deadline: -32002, calls: -32003, kind: -32004, closing: -32005 }; // prettier-ignore
-
-/** The host broke the protocol; the session ends. */
-class Fault extends Error {}
 
 /** Why a call of the host's ends with no result, when it is not its method's fault. */
 class Refusal extends Error {
@@ -40,56 +31,6 @@ export class CallError extends Error {
   constructor(error) {
     super(error.message);
     Object.assign(this, { name: error.type ?? "CallError", code: error.code, error });
-  }
-}
-
-const isUnsigned = (x) => Number.isSafeInteger(x) && x >= 0;
-const isId = (x) => isUnsigned(x) && x > 0;
-const isText = (x) => typeof x === "string" && x.length <= 2 * LARGEST_TEXT && [...x].length <= LARGEST_TEXT;
-const isMethod = (x) => isText(x) && x !== "";
-const isNumber = (x) => typeof x === "number" || typeof x === "bigint";
-const isMap = (x) => x !== null && typeof x === "object" && Object.getPrototypeOf(x) === null;
-const isAny = () => true;
-const orNull = (check) => (x) => x === null || check(x);
-const isSizes = (x) => Array.isArray(x) && x.length > 0 && x.length <= MOST_ATTACHMENTS && x.every(isUnsigned);
-
-// The fields of each message; of CALL and NOTIFY the last two may be left off.
-const FIELDS = {
-  [HELLO]: [isMap], [CALL]: [isId, isMethod, Array.isArray, isMap, isMap],
-  [NOTIFY]: [isMethod, Array.isArray, isMap, isMap], [RESULT]: [isId, isAny], [ERROR]: [isId, isMap],
-  [CANCEL]: [isId], [ITEM]: [isId, isAny], [CREDIT]: [isId, isId],
-  [PROGRESS]: [isId, isNumber, orNull(isNumber), isText], [LOG]: [isMap], [PING]: [isUnsigned],
-  [PONG]: [isUnsigned], [GOODBYE]: [orNull(isMap)], [ATTACH]: [isSizes],
-  [SEND]: [isId, isUnsigned, isAny], [SENT]: [isId, isUnsigned, orNull(isMap)],
-  [GRANT]: [isId, isUnsigned, isUnsigned],
-}; // prettier-ignore
-
-function check([type, ...fields]) {
-  const checks = FIELDS[type];
-  const least = checks.length - (type === CALL || type === NOTIFY ? 2 : 0);
-  if (fields.length < least || fields.length > checks.length) throw new Fault(`message ${type}: ${fields.length} fields`);
-  fields.forEach((field, i) => {
-    if (!checks[i](field)) throw new Fault(`message ${type}: field ${i + 1} is not what it must be`);
-  });
-}
-
-/** The frames that arrive; Buffers are joined only when a frame is complete. */
-async function* frames(input) {
-  let parts = [], have = 0, need = 4, size = 0, inside = false; // prettier-ignore
-  for await (const chunk of input) {
-    parts.push(chunk);
-    have += chunk.length;
-    while (have >= need) {
-      const all = parts.length === 1 ? parts[0] : Buffer.concat(parts);
-      const piece = all.subarray(0, need);
-      have -= need;
-      parts = have ? [all.subarray(need)] : [];
-      if (inside) yield piece;
-      else size = LITTLE ? piece.readInt32LE() : piece.readInt32BE();
-      if (size < 0 || size > LIMITS.message) throw new Fault(`a message of ${size} bytes`);
-      inside = !inside;
-      need = inside ? size : 4;
-    }
   }
 }
 
@@ -120,18 +61,14 @@ class ArgumentStream {
     const { signal } = this.link.running.get(this.id) ?? { signal: AbortSignal.abort() };
     signal.addEventListener("abort", () => this.wake?.());
     try {
-      for (let taken = 0; ; ) {
+      for (;;) {
         signal.throwIfAborted();
-        if (this.items.length) {
-          yield this.items.shift();
-          taken++;
-        } else if (this.ended) {
-          if (this.error) throw new CallError(this.error);
-          return;
-        } else {
-          if (this.allowed === 0) this.grant(WINDOW);
-          await new Promise((resolve) => (this.wake = resolve));
-        }
+        const open = this.allowed + this.items.length;
+        if (open <= WINDOW / 2) this.grant(WINDOW - open);
+        if (this.items.length) yield this.items.shift();
+        else if (!this.ended) await new Promise((resolve) => (this.wake = resolve));
+        else if (this.error) throw new CallError(this.error);
+        else return;
       }
     } finally {
       this.left = true;
@@ -147,7 +84,8 @@ class Call {
 
   constructor(link, id, meta) {
     this.#link = link;
-    Object.assign(this, { id, meta, signal: this.#controller.signal, credit: meta.credit, streams: new Map(), wake: null });
+    Object.assign(this, { id, meta, signal: this.#controller.signal, credit: meta.credit, wake: null });
+    this.streams = new Map();
     const ms = meta.timeout === undefined ? Infinity : meta.timeout * 1000;
     if (ms < LARGEST_TIMER) this.timer = setTimeout(() => this.stop(CODES.deadline, "its time is over"), ms);
   }
@@ -165,11 +103,13 @@ class Call {
   }
 
   host(method, ...args) {
-    return this.#link.call(method, args, this.meta.tree === undefined ? {} : { tree: this.meta.tree }, this.signal);
+    const { tree } = this.meta;
+    return this.#link.call(method, args, tree === undefined ? {} : { tree }, this.signal);
   }
 
   progress(done, total = null, text = "") {
-    if (this.meta.progress === true) this.#link.send([PROGRESS, this.id, done, total, String(text).slice(0, LARGEST_TEXT)]);
+    if (this.meta.progress !== true || this.signal.aborted) return;
+    this.#link.send([PROGRESS, this.id, done, total, String(text).slice(0, LARGEST_TEXT)]);
   }
 }
 
@@ -209,12 +149,9 @@ class Link {
       throw new Refusal(CODES.encoding, error.message);
     }
     const total = all.reduce((sum, data) => sum + data.length, 0);
-    if (total > this.limit) throw new Refusal(CODES.encoding, `${total} bytes are more than the other side takes`);
+    if (total > this.limit) throw new Refusal(CODES.encoding, `${total} bytes are more than the host takes`);
     for (const data of all) {
-      const size = Buffer.alloc(4);
-      if (LITTLE) size.writeInt32LE(data.length);
-      else size.writeInt32BE(data.length);
-      this.output.write(size);
+      this.output.write(sizeOf(data));
       this.output.write(data);
     }
     if (message[0] === GOODBYE) this.#left = true;
@@ -223,8 +160,8 @@ class Link {
 
   /** Talk until the session is over; what the process should exit with. */
   async run(name) {
-    const kinds = Object.entries(this.methods).map(([key, method]) => [key, isStream(method) ? "async_generator" : "async"]);
-    const service = { name, methods: Object.fromEntries(kinds) };
+    const kind = ([key, method]) => [key, isStream(method) ? "async_generator" : "async"];
+    const service = { name, methods: Object.fromEntries(Object.entries(this.methods).map(kind)) };
     this.send([HELLO, { protocol: [1], limits: LIMITS, service, features: [], pid: process.pid }]);
     let status = 0;
     try {
@@ -240,7 +177,8 @@ class Link {
       status = 1;
     }
     for (const call of this.running.values()) call.stop(CODES.cancelled, "the session is over");
-    for (const { reject } of this.#calls.values()) reject(new CallError({ code: CODES.closing, message: "the session is over" }));
+    const over = new CallError({ code: CODES.closing, message: "the session is over" });
+    for (const { reject } of this.#calls.values()) reject(over);
     await new Promise((resolve) => {
       this.output.end(resolve);
       setTimeout(resolve, 1000); // a host that does not read
@@ -260,10 +198,9 @@ class Link {
     }
     this.#attached = null;
     const message = this.#decode(frame, attached?.data ?? []);
-    const known = message[0] in FIELDS;
+    const known = isKnown(message);
     if (this.#streamed && message[0] !== CALL) throw new Fault("an argument stream that is no argument");
     if (attached && !CARRIERS.includes(message[0])) throw new Fault(`message ${message[0]} takes no attachments`);
-    if (known) check(message);
     this.#allowed(message[0]);
     if (known) this[message[0]](...message.slice(1));
     else if (message[0] > 23 && message[0] % 2) this.#unknown(message[1]);
@@ -293,21 +230,26 @@ class Link {
   /** May the peer say this now? */
   #allowed(type) {
     const first = type === HELLO || type === GOODBYE;
-    const ok = this.#peer === "new" ? first : type !== HELLO && (this.#peer === "open" || ![CALL, NOTIFY, GOODBYE].includes(type));
+    const begins = [CALL, NOTIFY, GOODBYE].includes(type);
+    const ok = { new: first, open: type !== HELLO, left: type !== HELLO && !begins }[this.#peer];
     if (!ok) throw new Fault(`message ${type} when the host's side is ${this.#peer}`);
   }
 
   [HELLO](about) {
     this.#peer = "open";
-    if (!Array.isArray(about.protocol) || !about.protocol.includes(1)) throw new Fault("no version of the protocol in common");
-    this.limit = isMap(about.limits) && isUnsigned(about.limits.message) ? about.limits.message : 2 ** 31 - 1;
+    const speaks = Array.isArray(about.protocol) && about.protocol.includes(1);
+    if (!speaks) throw new Fault("no version of the protocol in common");
+    const limit = about.limits?.message;
+    this.limit = isUnsigned(limit) ? limit : 2 ** 31 - 1;
   }
 
   [CALL](id, method, args, kwargs = {}, meta = {}) {
     const call = this.#open(id, meta);
     const streamed = (value) => value instanceof Tag && value.tag === STREAM;
-    for (const { value } of [...args, ...Object.values(kwargs)].filter(streamed)) call.streams.set(value, new ArgumentStream(this, id, value));
-    if (call.streams.size !== this.#streamed) throw new Fault("an argument stream twice, or not as an argument");
+    for (const { value } of [...args, ...Object.values(kwargs)].filter(streamed)) {
+      call.streams.set(value, new ArgumentStream(this, id, value));
+    }
+    if (call.streams.size !== this.#streamed) throw new Fault("an argument stream twice, or in a value");
     args = args.map((value) => (streamed(value) ? call.streams.get(value.value) : value));
     this.#answer(call, async () => {
       this.#fits(method, args, kwargs, call);
@@ -322,19 +264,27 @@ class Link {
   #open(id, meta) {
     if (!isId(id) || id <= this.#last) throw new Fault(`a call of id ${id} after ${this.#last}`);
     const { credit } = meta;
-    if (credit !== undefined && !(isUnsigned(credit) && credit <= LARGEST_CREDIT)) throw new Fault("a credit that is none");
+    const fits = credit === undefined || (isUnsigned(credit) && credit <= LARGEST_CREDIT);
+    if (!fits) throw new Fault("a credit that is none");
     this.#last = id;
     const call = new Call(this, id, meta);
     this.running.set(id, call);
     return call;
   }
 
+  /** Throw the `Refusal` of a call that cannot be run. */
   #fits(method, args, kwargs, call) {
-    if (!Object.hasOwn(this.methods, method)) throw new Refusal(CODES.method, `there is no method ${JSON.stringify(method)}`);
-    const handler = this.methods[method];
-    if (isStream(handler) !== (call.credit !== undefined)) throw new Refusal(CODES.kind, `${method} is ${isStream(handler) ? "streamed" : "called"}`);
+    const handler = Object.hasOwn(this.methods, method) ? this.methods[method] : null;
+    if (!handler) throw new Refusal(CODES.method, `there is no method ${JSON.stringify(method)}`);
+    const streamed = isStream(handler);
+    if (streamed !== (call.credit !== undefined)) {
+      throw new Refusal(CODES.kind, `${method} is ${streamed ? "streamed, not called" : "called, not streamed"}`);
+    }
     if (this.#left) throw new Refusal(CODES.closing, "this worker is closing");
-    if (args.length < handler.length - 1 || Object.keys(kwargs).length) throw new Refusal(CODES.params, `${method} takes ${handler.length - 1} arguments, by position`);
+    const least = handler.length - 1;
+    if (args.length < least || Object.keys(kwargs).length) {
+      throw new Refusal(CODES.params, `${method} takes ${least} arguments, by position`);
+    }
   }
 
   async #items(call, iterator) {
@@ -369,13 +319,16 @@ class Link {
   }
 
   #failure(call, error) {
-    if (call.signal.aborted && (error === call.signal.reason || error?.name === "AbortError")) error = call.signal.reason;
+    if (call.signal.aborted && error?.name === "AbortError") error = call.signal.reason;
     if (error instanceof Refusal) return { code: error.code, message: error.message };
-    return { code: CODES.raised, type: String(error?.name), message: String(error?.message ?? error), traceback: String(error?.stack) };
+    const { name, message = error, stack } = error ?? {};
+    return { code: CODES.raised, type: String(name), message: String(message), traceback: String(stack) };
   }
 
   async [NOTIFY](method, args) {
-    if (this.#notified >= LIMITS.calls || !Object.hasOwn(this.methods, method)) return console.error(`not run: ${method}`);
+    if (this.#notified >= LIMITS.calls || !Object.hasOwn(this.methods, method)) {
+      return console.error(`not run: ${JSON.stringify(method)}`);
+    }
     this.#notified++;
     try {
       await this.methods[method](new Call(this, 0, {}), ...args);
@@ -408,7 +361,8 @@ class Link {
   [CREDIT](id, count) {
     const call = this.#about(id);
     if (!call) return;
-    if (call.credit === undefined || call.credit + count > LARGEST_CREDIT) throw new Fault("credit that cannot be given");
+    const fits = call.credit !== undefined && call.credit + count <= LARGEST_CREDIT;
+    if (!fits) throw new Fault("credit that cannot be given");
     call.credit += count;
     call.wake?.();
   }
@@ -430,7 +384,9 @@ class Link {
   /** Call the host. */
   async call(method, args, meta, signal) {
     signal.throwIfAborted();
-    if (this.#peer === "left" || this.#left) throw new CallError({ code: CODES.closing, message: "the host is closing" });
+    if (this.#peer === "left" || this.#left) {
+      throw new CallError({ code: CODES.closing, message: "the host is closing" });
+    }
     const id = this.#next;
     try {
       this.send([CALL, id, method, args, {}, meta]);
@@ -483,7 +439,8 @@ class Link {
   [LOG]() {}
 
   [ATTACH](sizes) {
-    if (sizes.reduce((sum, size) => sum + size, 0) > LIMITS.message) throw new Fault("an attachment above the limit");
+    const total = sizes.reduce((sum, size) => sum + size, 0);
+    if (total > LIMITS.message) throw new Fault(`attachments of ${total} bytes`);
     this.#attached = { sizes, data: [] };
   }
 

@@ -22,7 +22,7 @@ FLOATS = {25: ">e", 26: ">f", 27: ">d"}
 MAX_DEPTH = 200
 POSITIVE_BIGNUM, NEGATIVE_BIGNUM = 2, 3
 ELISION = type("Elision", (), {"__repr__": lambda self: "..."})()
-NUMBER = r"-?(?:\d+\.\d+(?:e[+-]?\d+)?|\d+)"
+NUMBER = r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?"
 TOKEN = re.compile(
     rf"\s*(?:({NUMBER})|(\"(?:[^\"\\]|\\.)*\")|h'([0-9a-f]*)'|(\.\.\.|-?\w+)|([][{{}}(),:]))\s*"
 )
@@ -217,7 +217,7 @@ def tokenize(text: str) -> Iterator[tuple[str, Any]]:
         if mark:
             yield "mark", mark
         elif number:
-            yield "value", float(number) if "." in number else int(number)
+            yield "value", float(number) if set(number) & set(".e") else int(number)
         elif string:
             yield "value", unescape(string[1:-1])
         else:
