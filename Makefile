@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest
 
 CHECKS := check-lint check-format check-mypy check-pyright check-imports
 
-.PHONY: demo test long check $(CHECKS) test-all peers bench clean
+.PHONY: demo test long check $(CHECKS) test-all peers fuzz bench clean
 
 demo: $(VENV)/.test
 	$(BIN)/forkwire demo
@@ -46,6 +46,17 @@ test-all:
 peers: $(VENV)/.test
 	$(MAKE) -C tests/peers
 	FORKWIRE_PEERS=required $(PYTEST) tests/peers
+
+# SECONDS in all, a part for each target. What is found is written to tests/fuzz/findings.
+SECONDS ?= 600
+FUZZED := framing decoding conversation values
+fuzz: $(VENV)/.test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
+	@mkdir -p tests/fuzz/findings
+	for target in $(FUZZED); do \
+		$(BIN)/python tests/fuzz/run.py $$target -max_total_time=$$(($(SECONDS) / 4)) -timeout=5 \
+			-rss_limit_mb=1500 -max_len=65536 -artifact_prefix=tests/fuzz/findings/ || exit 1; \
+	done
 
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/pingpong.py
