@@ -164,11 +164,14 @@ class ThreadDriver(Conditions):
 
 
 class OwnDriver:
-    """Whoever waits reads and writes: one thread, the only one that uses the link."""
+    """Whoever waits reads and writes: one thread, and others do no more than send."""
 
     def __init__(self, link: Link) -> None:
         self.link: Final = link
         self._patience: Final = Patience()
+        self._thread: Final = threading.get_ident()
+        self._waker: Final = this_threads_waker()
+        link.outbox.on_blocked = self._on_blocked
 
     def wait(self, ready: Ready) -> None:
         link = self.link
@@ -189,6 +192,10 @@ class OwnDriver:
             self.link.outbox.flush()
         except (ProcessWorkerIPCError, OSError) as error:
             self.link.break_off(as_ipc_error(error))
+
+    def _on_blocked(self) -> None:
+        if threading.get_ident() != self._thread:
+            self._waker.wake()
 
     def _sleep(self) -> None:
         link = self.link

@@ -16,24 +16,32 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from .log_records import Data, data_of, message_of
+from . import interrupting
+from .log_records import Data, data_of
 from .replaying import replay
 
-__all__ = ["Bridge", "host_level", "install", "replay"]
+__all__ = ["Bridge", "complain", "host_level", "install", "replay"]
 
 # More would drown what matters, on a pipe that carries the calls too. A burst is a start's.
 RATE: Final = 2000.0  # records a second
 BURST: Final = 4000.0
 
+# Seconds between two counts of what was dropped, as long as more is: one for each record that gets
+# through would be as many again.
+TELLING: Final = 1.0
+
 OURS: Final = "forkwire.worker"  # the logger of our own records
 
 
 class Bridge(logging.Handler):
-    """Posts each record as data; what comes too fast is counted, and told in one record."""
+    """Posts each record as data; what comes too fast is counted, and told in one record.
+
+    ``post`` answers False for a record that it has no room for.
+    """
 
     def __init__(
         self,
-        post: Callable[[Data], None],
+        post: Callable[[Data], object],
         *,
         current: Callable[[], tuple[int, str] | None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
@@ -48,6 +56,7 @@ class Bridge(logging.Handler):
         self._budget = threading.RLock()  # a signal's handler may log too
         self._tokens = BURST
         self._filled = clock()
+        self._told = -TELLING
         self._replaced: list[tuple[logging.Logger, list[logging.Handler], bool]] = []
         self._root_level = logging.WARNING
 
@@ -56,7 +65,17 @@ class Bridge(logging.Handler):
         self.lock = None
 
     def handle(self, record: logging.LogRecord) -> bool:
-        """`emit`, unless a filter minds, or posting a record is what logs here."""
+        """`emit`, unless a filter minds, or posting a record is what logs here.
+
+        A function that is cancelled meanwhile is interrupted at the end of it.
+        """
+        interrupter = interrupting.current()
+        if interrupter is None:
+            return self._handle(record)
+        with interrupter.paused():
+            return self._handle(record)
+
+    def _handle(self, record: logging.LogRecord) -> bool:
         if getattr(self._inside, "emitting", False):
             return False
         filtered = self.filter(record)
@@ -75,16 +94,18 @@ class Bridge(logging.Handler):
         """Post ``record``, or count it. An exception here is told as logging does it."""
         try:
             if os.getpid() != self._pid:  # forked by the worker: the pipes are not its own
-                complain(record)
+                complain(data_of(record))
             elif self._take_token():
-                self._tell_dropped()
-                self._post(self._data(record))
+                if self._clock() >= self._told + TELLING:
+                    self._tell_dropped()
+                if self._post(self._data(record)) is False:
+                    self._count_dropped(1)
         except Exception:
             self.handleError(record)
 
     def flush(self) -> None:
         """Tell at once of what was dropped: when a worker has nothing to do, and at its end."""
-        if os.getpid() == self._pid:
+        if self.dropped and os.getpid() == self._pid:
             with contextlib.suppress(Exception):
                 self._tell_dropped()
 
@@ -99,19 +120,26 @@ class Bridge(logging.Handler):
             self._tokens -= 1
             return True
 
+    def _count_dropped(self, count: int) -> None:
+        with self._budget:
+            self.dropped += count
+
     def _tell_dropped(self) -> None:
         with self._budget:
             count, self.dropped = self.dropped, 0
-        if count:
-            plural = "s" if count > 1 else ""
-            self._post(
-                {
-                    "name": OURS,
-                    "level": logging.WARNING,
-                    "message": f"forkwire: {count} record{plural} dropped, which came too fast",
-                    "created": time.time(),
-                }
-            )
+            if not count:
+                return
+            self._told = self._clock()
+        plural = "s" if count > 1 else ""
+        note: Data = {
+            "name": OURS,
+            "level": logging.WARNING,
+            "levelname": "WARNING",
+            "message": f"forkwire: {count} record{plural} dropped, which came too fast",
+            "created": time.time(),
+        }
+        if self._post(note) is False:
+            self._count_dropped(count)
 
     def _data(self, record: logging.LogRecord) -> Data:
         data = data_of(record)
@@ -145,7 +173,7 @@ class Bridge(logging.Handler):
 
 
 def install(
-    post: Callable[[Data], None],
+    post: Callable[[Data], object],
     level: int,
     current: Callable[[], tuple[int, str] | None],
     *,
@@ -153,7 +181,7 @@ def install(
 ) -> Bridge:
     """Send what is logged in this process through ``post``, from now on.
 
-    ``post``: sends a message, from any thread; never blocks, may drop. ``level``: the host's, see
+    ``post``: sends a message, from any thread; never blocks, may refuse. ``level``: the host's, see
     `host_level`. ``current``: the running call's id and method. ``warnings``: log those of
     :mod:`warnings` too, instead of printing them.
     """
@@ -179,7 +207,10 @@ def all_loggers() -> Iterator[logging.Logger]:
             yield logger
 
 
-def complain(record: logging.LogRecord) -> None:
-    """On stderr, where a process goes that has no way to the host."""
+def complain(data: Data) -> None:
+    """On stderr, where a record goes that has no way to the host's loggers."""
     if sys.stderr is not None:
-        sys.stderr.write(f"{record.levelname}:{record.name}:{message_of(record)}\n")
+        text = f"{data.get('levelname', '')}:{data['name']}:{data['message']}\n"
+        if data.get("exc_text"):
+            text += f"{data['exc_text']}\n"
+        sys.stderr.write(text)

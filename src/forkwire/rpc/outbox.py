@@ -93,6 +93,18 @@ class Outbox:
             if self.waiting:
                 self._own()
 
+    def put_last(self, parts: Parts) -> bool:
+        """Write ``parts`` after `close`; what is left of it goes out when the channel finishes.
+
+        False: the channel is closed, or what was begun before is still in the way.
+        """
+        with self._lock:
+            if self._flushing or self._sink.push() is not True:
+                return False
+            done = self._sink.push(parts)
+            self._sink.own_rest()
+            return done is not False
+
     def close(self) -> None:
         """Nothing goes out any more."""
         with self._lock:

@@ -8,6 +8,7 @@ holds up an async one.
 
 from __future__ import annotations
 
+import contextvars
 import os
 import threading
 from collections.abc import Callable
@@ -27,7 +28,8 @@ from .drivers import Driver, LoopDriver, OwnDriver, ThreadDriver
 from .handling import find
 from .interrupting import Interrupter
 from .lanes import Lane, Lanes
-from .link import InCall, Limits, Link
+from .link import InCall, Limits, Link, nothing
+from .mailing import Mail
 from .service import Service
 
 __all__ = ["Start", "serve"]
@@ -52,13 +54,29 @@ class Start:
 
 
 def serve(input_: InputChannel, output: OutputChannel, start: Start) -> None:
-    """Serve until the host is gone, or SIGTERM. In the main thread of a process of its own."""
-    current.set(None)
+    """Serve until the host is gone, or SIGTERM. In the main thread of a process of its own.
+
+    In a context of its own too: calls see what travelled with them, and nothing of the fork's.
+    """
+    contextvars.Context().run(_serve, input_, output, start)
+
+
+def _serve(input_: InputChannel, output: OutputChannel, start: Start) -> None:
     link = Link(input_, output, name="the host", limits=start.limits)
     link.on_end = lambda error: link.fail(gone(error))
     log_level = hosts_log_level(link) if start.ask_log_level else start.log_level
-    if log_level is not None:
-        logs.install(lambda record: post(link, record), log_level, running_call)
+    mail = Mail(link)
+    bridge = None if log_level is None else logs.install(mail, log_level, running_call)
+    link.on_idle = nothing if bridge is None else bridge.flush
+    try:
+        load_and_serve(link, start, mail)
+    finally:
+        link.on_idle()
+        mail.close()
+
+
+def load_and_serve(link: Link, start: Start, mail: Mail) -> None:
+    """The service, or why there is none."""
     interrupter = None if start.control is None else Interrupter(start.control.child_fd)
     try:
         service = Service.of(start.target)
@@ -67,10 +85,10 @@ def serve(input_: InputChannel, output: OutputChannel, start: Start) -> None:
     except Terminated:
         raise
     except BaseException as error:
-        decline(link, error)
+        decline(link, error, mail)
         return
     about = {"service": {"name": service.name, "methods": dict(kinds)}, "pid": os.getpid()}
-    server = Server(link, service, interrupter, about)
+    server = Server(link, service, interrupter, about, mail)
     if service.has_async:
         serve_with_loop(server, start)
     elif start.threads > 1:
@@ -90,19 +108,12 @@ def gone(error: ProcessWorkerIPCError | None) -> ForkwireError:
     return WorkerClosedError("the host has closed the connection") if error is None else error
 
 
-def decline(link: Link, error: BaseException) -> None:
+def decline(link: Link, error: BaseException, mail: Mail) -> None:
     """There is no service: say why, and end."""
     link.goodbye(failures.describe(error))
+    mail.release()
     driver = OwnDriver(link)
     driver.wait(lambda: not link.outbox.waiting)
-
-
-def post(link: Link, record: dict[str, object]) -> None:
-    """Send a log record, unless much is waiting already."""
-    from ..wire.messages import Log
-
-    if not link.outbox.crowded and link.greeting_sent:
-        link.send(Log(record))
 
 
 def running_call() -> tuple[int, str] | None:
@@ -115,12 +126,23 @@ class Server:
     """What the ways to serve have in common."""
 
     def __init__(
-        self, link: Link, service: Service, interrupter: Interrupter | None, about: dict[str, Any]
+        self,
+        link: Link,
+        service: Service,
+        interrupter: Interrupter | None,
+        about: dict[str, Any],
+        mail: Mail,
     ) -> None:
         self.link: Final = link
         self.service: Final = service
         self.interrupter: Final = interrupter
         self.about: Final = about
+        self.mail: Final = mail
+
+    def greet(self) -> None:
+        """The service is there."""
+        self.link.hello(self.about)
+        self.mail.release()
 
     def over(self) -> bool:
         """Whether the host is gone."""
@@ -151,7 +173,7 @@ def serve_alone(server: Server) -> None:
     driver = OwnDriver(server.link)
     lanes = server.lanes(driver)
     server.link.accept = server.accept_into(lanes.accept)
-    server.link.hello(server.about)
+    server.greet()
     Lane(lanes, server.interrupter).run(server.over)
 
 
@@ -160,7 +182,7 @@ def serve_with_threads(server: Server, start: Start) -> None:
     driver = ThreadDriver(server.link, "link")
     lanes = server.lanes(driver)
     server.link.accept = server.accept_into(lanes.accept)
-    server.link.hello(server.about)
+    server.greet()
     driver.start()
     run_lanes(lanes, server, start.threads)
 
@@ -250,6 +272,7 @@ class LoopThread:
         tasks = Tasks(driver, server.service.name)
         self._lanes = lanes = server.lanes(driver)
         over = anyio.Event()
+        flush_logs = link.on_idle
 
         def accept(call: InCall, method: Any) -> None:
             if method.kind in ASYNC:
@@ -258,13 +281,14 @@ class LoopThread:
                 lanes.accept(call, method)
 
         def look_for_end() -> None:
+            flush_logs()
             if server.over() and tasks.idle:
                 driver.backend.call(over.set)
 
         link.accept = server.accept_into(accept)
         link.on_hello = lambda: calls._offers.learn(link)
         link.on_idle = tasks.on_idle = look_for_end
-        link.hello(server.about)
+        server.greet()
         driver.start()
         self._ready.set()
         await over.wait()
