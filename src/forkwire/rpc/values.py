@@ -12,23 +12,21 @@ import inspect
 import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, Literal, TypeAlias, get_args, get_origin
+from typing import Any, Final, get_args, get_origin
 from weakref import WeakKeyDictionary
 
 from ..errors import InvalidArgumentsError, ValueDecodeError
 from ..wire.messages import StreamRef
 from .converting import converter_of
+from .kinds import STREAMED, kind_of
 from .leaves import Converter
 from .mismatch import Mismatch
 
-__all__ = ["Kind", "Shape"]
-
-Kind: TypeAlias = Literal["plain", "async", "generator", "async_generator"]
+__all__ = ["Shape"]
 
 # What yields says so in what it returns, even where another function made it.
-GENERATORS: Final = (abc.Iterator, abc.Generator)
-ASYNC_GENERATORS: Final = (abc.AsyncIterator, abc.AsyncGenerator)
-STREAMS: Final = (*GENERATORS, *ASYNC_GENERATORS, abc.Iterable, abc.AsyncIterable)
+ASYNC_STREAMS: Final = (abc.AsyncIterator, abc.AsyncGenerator, abc.AsyncIterable)
+STREAMS: Final = (abc.Iterator, abc.Generator, abc.Iterable, *ASYNC_STREAMS)
 AWAITABLES: Final = (abc.Awaitable, abc.Coroutine)
 
 # For a builtin that does not say what it takes.
@@ -80,9 +78,9 @@ class Shape:
         self._name = getattr(function, "__name__", type(function).__name__)
         self._hints = hints_of(function, self.signature)
         returns = self._hints.get("return", Any)
-        self.kind = kind_of(function, returns)
-        self._result = converter_of(unwrapped(returns)) if self.kind in ("plain", "async") else None
-        self._item = converter_of(item_of(returns)) if self.kind not in ("plain", "async") else None
+        self.kind = kind_of(function)
+        self._result = converter_of(unwrapped(returns)) if self.kind not in STREAMED else None
+        self._item = converter_of(item_of(returns))
         self._converters = {
             name: argument_converter(self._hints.get(name, Any))
             for name in self.signature.parameters
@@ -240,22 +238,6 @@ def types_holder(name: str, annotation: Any) -> Any:
     return holder
 
 
-def kind_of(function: Any, returns: Any) -> Kind:
-    code = code_of(function)
-    if inspect.isasyncgenfunction(code):
-        return "async_generator"
-    if inspect.isgeneratorfunction(code):
-        return "generator"
-    if inspect.iscoroutinefunction(code):
-        return "async"
-    origin = get_origin(returns) or returns
-    if origin in ASYNC_GENERATORS:
-        return "async_generator"
-    if origin in GENERATORS:
-        return "generator"
-    return "async" if origin in AWAITABLES else "plain"
-
-
 def unwrapped(returns: Any) -> Any:
     """What is behind ``Awaitable[...]``."""
     if (get_origin(returns) or returns) not in AWAITABLES:
@@ -272,6 +254,6 @@ def item_of(annotation: Any) -> Any:
 
 def argument_converter(annotation: Any) -> Converter | None:
     """An asynchronous iterator is a stream or nothing; whoever sends checks that."""
-    if get_origin(annotation) in (abc.AsyncIterable, *ASYNC_GENERATORS):
+    if get_origin(annotation) in ASYNC_STREAMS:
         return None
     return converter_of(annotation)
