@@ -78,8 +78,9 @@ class LoopDriver(Conditions):
     def __init__(self, link: Link, backend: Backend) -> None:
         super().__init__(link)
         self.backend: Final = backend
-        self._flushing = False
+        self._flushing = threading.Lock()  # held from the first block to the end of the flush
         link.outbox.on_blocked = self._on_blocked
+        link.in_driver = backend.call
 
     def start(self) -> None:
         """Begin to read."""
@@ -91,23 +92,24 @@ class LoopDriver(Conditions):
             self.link.source.stop_listening()
 
     def _on_blocked(self) -> None:
-        if not self._flushing:
-            self._flushing = True
+        if self._flushing.acquire(blocking=False):
             self.backend.call(self._begin_flush)
 
     def _begin_flush(self) -> None:
         self.backend.spawn(self._flush, "forkwire: write")
 
     async def _flush(self) -> None:
+        link = self.link
         try:
-            while not self.link.outbox.flush():
-                await self.link.sink.wait_writable(self.backend)
+            while not link.outbox.flush():
+                await link.sink.wait_writable(self.backend)
         except (ProcessWorkerIPCError, OSError) as error:
-            if not self.link.sink.closed:
-                self.link.break_off(as_ipc_error(error))
+            if not link.sink.closed:
+                link.break_off(as_ipc_error(error))
         finally:
-            self._flushing = False
-        if self.link.outbox.waiting:  # it came between the last look and now
+            self._flushing.release()
+        link.flushed()
+        if link.outbox.waiting and not link.sink.closed:  # it came since the last look
             self._on_blocked()
 
 
@@ -123,6 +125,7 @@ class ThreadDriver(Conditions):
             target=self._run, name=f"forkwire: {name}", daemon=True
         )
         link.outbox.on_blocked = self._on_blocked
+        link.in_driver = self._in_driver
 
     def start(self) -> None:
         """Begin to read."""
@@ -140,6 +143,12 @@ class ThreadDriver(Conditions):
         if self._thread.ident is not None and self._thread is not threading.current_thread():
             self._thread.join()
 
+    def _in_driver(self, function: Callable[[], None]) -> None:
+        if threading.current_thread() is self._thread or not self._thread.is_alive():
+            function()
+        else:
+            self.hand_over(function)
+
     def _on_blocked(self) -> None:
         if threading.current_thread() is not self._thread:
             self._waker.wake()
@@ -156,10 +165,9 @@ class ThreadDriver(Conditions):
         if link.outbox.waiting:
             wanted.append((link.sink.fd, select.POLLOUT))
         wait_for_any(wanted, self._waker)
-        try:
-            link.outbox.flush()
-        except (ProcessWorkerIPCError, OSError) as error:
-            link.break_off(as_ipc_error(error))
+        if link.outbox.waiting:
+            flush(link)
+            link.flushed()
         link.pump()
 
 
@@ -172,12 +180,13 @@ class OwnDriver:
         self._thread: Final = threading.get_ident()
         self._waker: Final = this_threads_waker()
         link.outbox.on_blocked = self._on_blocked
+        link.in_driver = self._in_driver
 
     def wait(self, ready: Ready) -> None:
         link = self.link
         while not (ready() or link.ended):
             if link.outbox.waiting:
-                self._flush()
+                flush(link)
             if not self._patience.pays_off(link.pump) and not ready():
                 self._sleep()
 
@@ -187,15 +196,13 @@ class OwnDriver:
     def look(self) -> None:
         self.link.pump()
 
-    def _flush(self) -> None:
-        try:
-            self.link.outbox.flush()
-        except (ProcessWorkerIPCError, OSError) as error:
-            self.link.break_off(as_ipc_error(error))
-
     def _on_blocked(self) -> None:
         if threading.get_ident() != self._thread:
             self._waker.wake()
+
+    def _in_driver(self, function: Callable[[], None]) -> None:
+        function()
+        self._on_blocked()  # this thread may sleep: it is to see what has changed
 
     def _sleep(self) -> None:
         link = self.link
@@ -205,6 +212,14 @@ class OwnDriver:
         if link.outbox.waiting:
             wanted.append((link.sink.fd, select.POLLOUT))
         wait_for_any(wanted, this_threads_waker())
+
+
+def flush(link: Link) -> None:
+    """Write what can be written."""
+    try:
+        link.outbox.flush()
+    except (ProcessWorkerIPCError, OSError) as error:
+        link.break_off(as_ipc_error(error))
 
 
 def as_ipc_error(error: Exception) -> ProcessWorkerIPCError:

@@ -7,15 +7,16 @@ which never block. Any thread may send.
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import logging
 import threading
-import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from ..errors import (
     ForkwireError,
+    PeerError,
     ProcessWorkerIPCError,
     ProtocolError,
     TooManyCallsError,
@@ -26,7 +27,7 @@ from ..process.channels import InputChannel, OutputChannel
 from ..process.writing import Parts
 from ..wire.framing import MAX_PAYLOAD_SIZE, EndOfFile, frame
 from ..wire.messages import (
-    CARRIERS,
+    MAX_ATTACHMENTS,
     Attach,
     Call,
     Cancel,
@@ -45,20 +46,19 @@ from ..wire.messages import (
     Result,
     Send,
     Sent,
-    StreamRef,
     Unknown,
     array_of,
-    parse,
 )
 from ..wire.session import DEFAULT_CALLS, Session, SideState
 from . import codec, failures
+from .incoming import Assembler
+from .inflight import Arrivals, InCall, OutCall, nothing
+from .outbox import Outbox, Unread
+from .room import Room
 
 __all__ = ["VERSION", "Arrivals", "InCall", "Limits", "Link", "OutCall", "nothing"]
 
 VERSION: Final = 1  # of the protocol
-
-# Reports of progress that nobody took yet; older ones are superseded.
-KEPT_PROGRESS: Final = 64
 
 # Turns of reading before others get theirs.
 TURNS: Final = 16
@@ -66,12 +66,12 @@ TURNS: Final = 16
 # Answers that a peer makes us queue without reading any; then it is at fault.
 UNREAD_ANSWERS: Final = 10_000
 
-# Bytes of attachments of one message, and how many.
-MAX_ATTACHMENTS: Final = 4096
+METHOD_NOT_FOUND: Final = -32601
+PROTOCOL_BROKEN: Final = -32600
+TOO_MANY: Final = -32003
+CLOSING: Final = -32005
 
-
-def nothing() -> None:
-    """What is called when nobody wants to know."""
+Data: TypeAlias = Mapping[str, Any]
 
 
 class Limits:
@@ -87,146 +87,20 @@ class Limits:
         self.trusted = trusted
 
 
-class Arrivals:
-    """Items of a stream in the order they came, then its end. ``wake`` is called for each."""
-
-    __slots__ = ("ended", "error", "items", "wake")
-
-    def __init__(self) -> None:
-        self.items: deque[Any] = deque()
-        self.ended = False
-        self.error: BaseException | None = None
-        self.wake: Callable[[], None] = nothing
-
-    def put(self, value: object) -> None:
-        self.items.append(value)
-        self.wake()
-
-    def end(self, error: BaseException | None = None) -> None:
-        """Nothing comes any more. The first end counts."""
-        if not self.ended:
-            self.error = error
-            self.ended = True
-            self.wake()
-
-    @property
-    def ready(self) -> bool:
-        """Whether there is an item, or the end."""
-        return bool(self.items) or self.ended
-
-
-class OutCall(Arrivals):
-    """A call that we made, as long as it is in flight, and how it ended."""
-
-    __slots__ = (
-        "cancelled",
-        "expected",
-        "id",
-        "method",
-        "on_grant",
-        "progress",
-        "since",
-        "tree",
-        "value",
-    )
-
-    def __init__(self, number: int, method: str, tree: str = "") -> None:
-        super().__init__()
-        self.id = number
-        self.method = method
-        self.tree = tree
-        self.value: Any = None
-        self.cancelled = False
-        self.expected = True  # somebody waits for it
-        self.progress: deque[Progress] = deque(maxlen=KEPT_PROGRESS)
-        self.on_grant: dict[int, Callable[[int], None]] = {}
-        self.since = time.monotonic()
-
-    def result(self) -> Any:
-        """What it ended with. Raises its error."""
-        if self.error is not None:
-            raise self.error
-        return self.value
-
-
-class InCall:
-    """A call that the peer made; a notification has the id 0.
-
-    ``cancelled``: the peer wants it stopped, or is gone. ``credit``: items that may be sent; None
-    where no stream is wanted. ``deadline``: in :func:`time.monotonic`'s terms.
-    """
-
-    __slots__ = (
-        "arguments",
-        "begun",
-        "cancelled",
-        "credit",
-        "deadline",
-        "failed",
-        "id",
-        "kwargs",
-        "lane",
-        "link",
-        "meta",
-        "method",
-        "on_cancel",
-        "on_credit",
-        "tree",
-        "values",
-    )  # fmt: skip
-
-    def __init__(self, link: Link, message: Call | Notify) -> None:
-        self.link = link
-        self.id = message.id if isinstance(message, Call) else 0
-        self.method = message.method
-        self.meta = meta = message.meta
-        self.cancelled = False
-        self.credit: int | None = meta.get("credit") if meta else None
-        timeout = meta.get("timeout") if meta else None
-        self.deadline = float("inf")
-        if isinstance(timeout, (int, float)):
-            self.deadline = time.monotonic() + max(0.0, timeout)
-        tree = meta.get("tree") if meta else None
-        self.tree = tree if isinstance(tree, str) else ""
-        self.begun = False  # its handler runs
-        self.failed: Mapping[str, Any] | None = None  # what it ends with, whatever is raised
-        self.lane: Any = None  # the one that runs it, if one does
-        self.on_cancel: Callable[[], None] = nothing
-        self.on_credit: Callable[[], None] = nothing
-        self.arguments: dict[int, Arrivals] = {}
-        self.values: Sequence[Any] = message.args
-        self.kwargs: Mapping[str, Any] = message.kwargs
-        for value in (*message.args, *message.kwargs.values()):
-            if type(value) is StreamRef:
-                self.arguments[value.number] = Arrivals()
-
-    def cancel(self) -> None:
-        """It is not wanted any more."""
-        if not self.cancelled:
-            self.cancelled = True
-            for arrivals in self.arguments.values():
-                arrivals.end(WorkerClosedError("the call was cancelled"))
-            self.on_cancel()
-
-    def add_credit(self, count: int) -> None:
-        if self.credit is not None:
-            self.credit += count
-            self.on_credit()
-
-
 class Link:
     """The connection. ``name``: of the peer, for messages.
 
     ``accept``: is given each call that came. ``on_hello``, ``on_goodbye``, ``on_log``: what came.
-    ``on_end``: the input has ended, or broke the protocol (the error), and nothing more comes; it
-    is then for whoever owns the link to say what became of the calls in flight, with `fail`.
+    ``on_end``: the input has ended, or broke the protocol (the error), and nothing more comes, or
+    (None, while more may come) nothing that is sent arrives; it is then for whoever owns the link
+    to say what became of the calls in flight, with `fail`. ``on_idle``: the last call that the
+    peer made has ended, or the link has. ``in_driver``: has a function called where the driver
+    is; set by the driver.
     """
 
     def __init__(
         self, input_: InputChannel, output: OutputChannel, *, name: str, limits: Limits
     ) -> None:
-        from .outbox import Outbox
-
         self.name = name
         self.front: object = None  # what a handler of ours calls the other side with
         self.limits: Final = limits
@@ -234,86 +108,123 @@ class Link:
         self.source: Final = input_._half
         self.sink: Final = output._half
         self.outbox: Final = Outbox(self.sink)
+        self.outbox.on_gone = self._on_gone
         self.calls: Final[dict[int, OutCall]] = {}
         self.peers: Final[dict[int, InCall]] = {}
         self.over: ForkwireError | None = None
         self.leaving = False
         self.ended = False
         self.greeted = False
-        self.farewell: Mapping[str, Any] | None = None
+        self.farewell: Data | None = None
         self.statistics = {"calls": 0, "errors": 0, "received": 0, "answered": 0}
         self.accept: Callable[[InCall], None] = self.refuse
         self.on_hello: Callable[[], None] = nothing
         self.on_goodbye: Callable[[], None] = nothing
-        self.on_log: Callable[[Mapping[str, Any]], None] = lambda record: None
+        self.on_log: Callable[[Data], None] = lambda record: None
         self.on_end: Callable[[ProcessWorkerIPCError | None], None] = lambda error: None
         self.on_dispatched: Callable[[], None] = nothing
         self.on_idle: Callable[[], None] = nothing
-        self._lock: Final = threading.RLock()
-        self._waiting_for_slot: deque[Callable[[], None]] = deque()
+        self.in_driver: Callable[[Callable[[], None]], None] = lambda function: function()
+        self._lock: Final = threading.RLock()  # a finaliser may come in between
+        self._room: Final = Room()
+        self._assembler: Final = Assembler(limits.message, trusted=limits.trusted)
         self._pongs: dict[int, Callable[[], None]] = {}
         self._pings = 0
-        self._answers = 0
-        self._sizes: list[int] = []
-        self._attached: list[bytes] = []
-        self._announced = False
+        self._notified: set[InCall] = set()
+        self._dropped = False
+        # What the peer made us say and has not read: of calls that it may not count as ended yet,
+        # and of what it asks for without limit.
+        self._results: Final = Unread(self.outbox)
+        self._refusals: Final = Unread(self.outbox)
 
     # -- sending ------------------------------------------------------------------------------
 
     def send(self, message: Any, *, borrowed: bool = False) -> bool:
         """Send ``message``; False if it is too late for it, or the link is over.
 
+        ``borrowed``: the memory of its values stays as it is until it is out.
         Raises :exc:`ValueEncodeError`; nothing was sent then.
         """
         with self._lock:
-            if self.over is not None:
-                return False
-            parts = self._parts(message)
-            if not self.session.sent(message):
-                return False
-            self.outbox.put(parts)
-        self.outbox.flush(borrowed=borrowed)
+            put = self._put(message)
+        if put:
+            self._flush(borrowed=borrowed)
+        return put
+
+    def _put(self, message: Any) -> bool:
+        """Queue it. Under the lock."""
+        if self._is_mute():
+            return False
+        parts = self._parts(message)
+        # Encoding may have run anything: a finaliser, a property.
+        if self._is_mute() or not self.session.sent(message):
+            return False
+        self.outbox.put(parts)
         return True
+
+    def _flush(self, *, borrowed: bool = False) -> None:
+        try:
+            self.outbox.flush(borrowed=borrowed)
+        except ProcessWorkerIPCError as error:
+            failure = error
+            self.in_driver(lambda: self.break_off(failure))
+
+    def _is_mute(self) -> bool:
+        return self.over is not None or self.outbox.gone
 
     def _parts(self, message: Any) -> Parts:
         body, attachments = codec.encode(array_of(message))
-        limit = self.peer_message_limit
-        if len(body) > limit or any(len(part) > limit for part in attachments):
-            size = max(len(body), *map(len, attachments), 0)
-            raise ValueEncodeError(
-                f"a message of {size} bytes is above the {limit} that the other side takes: "
-                "send it in parts, as a stream"
-            )
         if not attachments:
+            self._check_size(len(body))
             return frame(body)
-        announcement = codec.encode(array_of(Attach([len(part) for part in attachments])))[0]
-        parts = [*frame(announcement)]
+        sizes = [len(part) for part in attachments]
+        self._check_size(max(len(body), sum(sizes)))
+        if len(sizes) > MAX_ATTACHMENTS:
+            raise ValueEncodeError(
+                f"a message holds at most {MAX_ATTACHMENTS} large byte strings or arrays, not "
+                f"{len(sizes)}: join them, or send them in parts, as a stream"
+            )
+        parts = [*frame(codec.encode(array_of(Attach(sizes)))[0])]
         for part in (*attachments, body):
             parts += frame(part)
         return parts
 
-    @property
-    def peer_message_limit(self) -> int:
-        limits = self.session.peer_about.get("limits")
-        limit = limits.get("message") if isinstance(limits, dict) else None
-        return limit if isinstance(limit, int) else MAX_PAYLOAD_SIZE
+    def _check_size(self, size: int) -> None:
+        limit = self.session.peer_size
+        if size > limit:
+            raise ValueEncodeError(
+                f"a message of {size} bytes is above the {limit} that the other side takes: "
+                "send it in parts, as a stream"
+            )
 
     @property
     def greeting_sent(self) -> bool:
         """Whether we may say more than that."""
         return self.session.state is SideState.OPEN
 
-    def hello(self, about: Mapping[str, Any]) -> None:
+    def hello(self, about: Data) -> None:
         """Greet the peer."""
         limits = {"message": self.limits.message, "calls": self.limits.calls}
         self.send(Hello({"protocol": [VERSION], "limits": limits, **about}))
+        if self.session.peer_state is SideState.LEFT:
+            self.goodbye()
 
-    def goodbye(self, error: Mapping[str, Any] | None = None) -> None:
+    def goodbye(self, error: Data | None = None) -> None:
         """No calls any more, either way; those in flight still end. Idempotent."""
         with self._lock:
             self.leaving = True
+            wakes = self._room.everybody()
             if self.session.state is not SideState.LEFT:
-                self.send(Goodbye(error))
+                self._put(Goodbye(error))
+        self._flush()
+        call_each(wakes)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the session is over by goodbyes, and all of it is out (C-45)."""
+        return self.session.is_over and not (self._notified or self.outbox.waiting)
+
+    # -- calls that we make -------------------------------------------------------------------
 
     def start(
         self,
@@ -322,24 +233,44 @@ class Link:
         kwargs: Mapping[str, object],
         meta: Mapping[str, object],
         prepare: Callable[[OutCall], None] | None = None,
+        call: OutCall | None = None,
     ) -> OutCall:
-        """Call ``method``. Ask `has_room` first.
+        """Call ``method``. Ask `has_room` first. ``call``: made before, it gets its id here.
 
         Raises :exc:`ValueEncodeError`, and what the link is over with.
         """
-        with self._lock:
+        wakes: list[Callable[[], None]] = []
+        try:
+            with self._lock:
+                try:
+                    call = self._start(Call(0, method, args, kwargs, meta), prepare, call)
+                except BaseException:
+                    wakes = self._room.next()  # the room is another's
+                    raise
+        finally:
+            call_each(wakes)
+        self._flush(borrowed=True)
+        return call
+
+    def _start(
+        self,
+        message: Call,
+        prepare: Callable[[OutCall], None] | None,
+        call: OutCall | None,
+    ) -> OutCall:
+        while message.id != self.session.next_id():  # a finaliser took it while we encoded
             self.check_open()
-            number = self.session.next_id()
-            call = OutCall(number, method, str(meta.get("tree", "")))
-            if prepare is not None:
-                prepare(call)
-            self.calls[number] = call
-            try:
-                self.send(Call(number, method, args, kwargs, meta), borrowed=True)
-            except BaseException:
-                self.calls.pop(number, None)
-                raise
-            self.statistics["calls"] += 1
+            message.id = self.session.next_id()
+            parts = self._parts(message)
+        self.check_open()
+        call = call or OutCall(0, message.method, str(message.meta.get("tree", "")))
+        call.id = message.id
+        if prepare is not None:
+            prepare(call)
+        self.session.sent(message)
+        self.calls[call.id] = call
+        self.outbox.put(parts)
+        self.statistics["calls"] += 1
         return call
 
     def check_open(self) -> None:
@@ -348,56 +279,108 @@ class Link:
             raise copy.copy(self.over)
         if self.leaving or self.session.peer_state is SideState.LEFT:
             raise WorkerClosedError(f"{self.name} is closing: no new calls are made")
+        if not self.session.peer_calls:
+            raise TooManyCallsError(f"{self.name} takes no calls at all, by its greeting")
 
     @property
     def has_room(self) -> bool:
-        """Whether the peer takes one more call now."""
-        return self.over is not None or (
-            len(self.calls) < self.session.peer_calls and not self.outbox.crowded
-        )
+        """Whether the peer takes one more call now, or `start` says why it never will."""
+        return not self.outbox.crowded if self._has_slot else self._takes_no_calls
+
+    @property
+    def _has_slot(self) -> bool:
+        return len(self.calls) < self.session.peer_calls
+
+    @property
+    def _takes_no_calls(self) -> bool:
+        return self.over is not None or self.leaving or not self.session.peer_calls
 
     def when_room(self, wake: Callable[[], None]) -> None:
-        """Call ``wake`` once a call has ended; ask `has_room` then."""
+        """Call ``wake`` once there may be room; ask `has_room` then.
+
+        Whoever does not wait for that any more, or does not use it, says so with `leave_queue`.
+        """
         with self._lock:
-            if not self.has_room and len(self.calls) >= self.session.peer_calls:
-                self._waiting_for_slot.append(wake)
+            if not (self._has_slot or self._takes_no_calls):
+                self._room.wait(wake)
                 return
         self.outbox.when_roomy(wake)
+
+    def leave_queue(self, wake: Callable[[], None]) -> None:
+        """Whoever waited with `when_room` has given up: what it was woken for is another's."""
+        wakes: list[Callable[[], None]] = []
+        with self._lock:
+            self.outbox.forget(wake)
+            if not self._room.leave(wake) and self._has_slot:
+                wakes = self._room.next()
+        call_each(wakes)
 
     def cancel(self, call: OutCall) -> None:
         """Ask the peer to stop it."""
         with self._lock:
-            if not (call.ended or call.cancelled):
-                call.cancelled = True
-                self.send(Cancel(call.id))
+            if call.ended or call.cancelled:
+                return
+            call.cancelled = True
+            self._put(Cancel(call.id))
+        self._flush()
+
+    def ping(self, wake: Callable[[], None]) -> None:
+        """Ask for a sign of life; ``wake`` is called when it comes, or the link is over."""
+        with self._lock:
+            self._pings += 1
+            number = self._pings
+            put = self._put(Ping(number))
+            if put:
+                self._pongs[number] = wake
+        if put:
+            self._flush()
+        else:
+            wake()
+
+    # -- calls that the peer makes ------------------------------------------------------------
 
     def reply(self, call: InCall, value: object) -> None:
         """``call`` ended with ``value``, or with the error that it cannot be sent."""
-        self._end(call, lambda: Result(call.id, value))
+        self._end(call, Result(call.id, value))
 
-    def reply_error(self, call: InCall, error: BaseException | Mapping[str, Any]) -> None:
+    def reply_error(self, call: InCall, error: BaseException | Data) -> None:
         """``call`` ended with ``error``: what its handler raised, once that has begun."""
-        data = call.failed if call.failed is not None else error
-        if not isinstance(data, Mapping):
+        data: BaseException | Data = error if call.failed is None else call.failed
+        if isinstance(data, BaseException):  # this asks nothing of the exception itself
             data = failures.describe(data, code=failures.HANDLER_RAISED if call.begun else None)
-        self.statistics["errors"] += 1
-        self._end(call, lambda: Error(call.id, data))
+        self._end(call, Error(call.id, data))
 
-    def _end(self, call: InCall, make: Callable[[], Result | Error]) -> None:
+    def _end(self, call: InCall, answer: Result | Error) -> None:
         with self._lock:
-            if not call.id or self.peers.pop(call.id, None) is None:
+            if not call.id:
+                if call not in self._notified:
+                    return
+                self._notified.discard(call)
+            elif self.peers.pop(call.id, None) is None:
                 return
+            else:
+                self._say(answer)
             self.statistics["answered"] += 1
-            try:
-                self.send(make())
-            except ValueEncodeError as error:
-                self.statistics["errors"] += 1
-                self.send(Error(call.id, failures.describe(error)))
-            except ProcessWorkerIPCError as error:
-                self.break_off(error)
             idle = not self.peers
+        self._flush()
+        self._results.note()
         if idle:
             self.on_idle()
+
+    def _say(self, answer: Result | Error) -> None:
+        """Queue it, or the error that it cannot be sent, or at least that there is one."""
+        try:
+            self._put(answer)
+            self.statistics["errors"] += isinstance(answer, Error)
+            return
+        except ValueEncodeError as error:
+            self.statistics["errors"] += 1
+            data = failures.describe(error)
+        try:
+            self._put(Error(answer.id, data))
+        except ValueEncodeError:  # it takes very small messages only
+            with contextlib.suppress(ValueEncodeError):
+                self._put(Error(answer.id, {"code": data["code"], "message": ""}))
 
     def item(self, call: InCall, value: object) -> None:
         """Send the next item of a stream. Raises :exc:`ValueEncodeError`."""
@@ -405,20 +388,13 @@ class Link:
             if call.id not in self.peers:
                 return
             try:
-                self.send(Item(call.id, value))
+                put = self._put(Item(call.id, value))
             except ValueEncodeError as error:
                 call.failed = failures.describe(error)
                 raise
-            assert call.credit is not None
-            call.credit -= 1
-
-    def ping(self, wake: Callable[[], None]) -> None:
-        """Ask for a sign of life; ``wake`` is called when it comes, or the link is over."""
-        with self._lock:
-            self._pings += 1
-            self._pongs[self._pings] = wake
-            if not self.send(Ping(self._pings)):
-                self._pongs.pop(self._pings)()
+            if put and call.credit:
+                call.credit -= 1
+        self._flush()
 
     # -- receiving ----------------------------------------------------------------------------
 
@@ -439,6 +415,12 @@ class Link:
                     break
         except ProcessWorkerIPCError as error:
             self.break_off(error)
+        except Exception as error:  # of ours; but nobody is to wait for what was lost with it
+            failure = ProcessWorkerIPCError(
+                f"a message of {self.name} could not be handled: {type(error).__name__}: {error}"
+            )
+            failure.__cause__ = error
+            self.break_off(failure)
         if came:
             self.on_dispatched()
         return came
@@ -452,15 +434,48 @@ class Link:
             self.receive(message)
         return not self.ended
 
+    def receive(self, frame: bytes) -> None:
+        """One frame came. Raises :exc:`ProtocolError`."""
+        message = self._assembler.take(frame)
+        if message is None:
+            return
+        with self._lock:
+            wanted = self.over is None and self.session.received(message)
+        if wanted:
+            self.statistics["received"] += 1
+            DISPATCH[type(message)](self, message)
+
+    def flushed(self) -> None:
+        """The driver has written what was blocked."""
+        self.on_dispatched()
+        if self.is_done:
+            self.on_idle()
+
     def break_off(self, error: ProcessWorkerIPCError) -> None:
-        """The peer broke the protocol, or the system failed: nothing is read any more."""
-        self._finish(error)
+        """The peer broke the protocol, or the system failed: nothing is read or sent any more."""
+        if not self.ended:
+            self.ended = True
+            if isinstance(error, PeerError):  # it may like to know
+                with contextlib.suppress(ForkwireError):
+                    self.goodbye(failures.describe(error, code=PROTOCOL_BROKEN))
+                self.outbox.silent = True  # C-46
+            self.outbox.close()
+            self.on_end(error)
         self.on_dispatched()
 
     def _finish(self, error: ProcessWorkerIPCError | None) -> None:
         if not self.ended:
             self.ended = True
             self.on_end(error)
+
+    def _on_gone(self) -> None:
+        """Nothing that we send arrives. What the peer said before is still taken."""
+
+        def tell() -> None:
+            if not (self.ended or self.sink.closed):
+                self.on_end(None)
+
+        self.in_driver(tell)
 
     def fail(self, error: ForkwireError) -> None:
         """The link is over: every call in flight ends with ``error``, in both directions."""
@@ -471,103 +486,96 @@ class Link:
             self.ended = True
             calls = list(self.calls.values())
             self.calls.clear()
-            peers = list(self.peers.values())
+            peers = [*self.peers.values(), *self._notified]
             self.peers.clear()
-            wakes = [*self._waiting_for_slot, *self._pongs.values()]
-            self._waiting_for_slot.clear()
+            self._notified.clear()
+            wakes = [*self._room.everybody(), *self._pongs.values()]
             self._pongs.clear()
         self.outbox.close()
         for call in calls:
             call.end(copy.copy(error))
         for peer in peers:
             peer.cancel()
-        for wake in wakes:
-            wake()
+        call_each(wakes)
         self.on_dispatched()
         self.on_idle()
 
-    def receive(self, frame: bytes) -> None:
-        """One frame came. Raises :exc:`ProtocolError`."""
-        if len(self._attached) < len(self._sizes):
-            self._attach(frame)
-            return
-        attached, self._attached, self._sizes = self._attached, [], []
-        announced, self._announced = self._announced, False
-        array = codec.decode(frame, attached, trusted=self.limits.trusted)
-        message = parse(array)
-        if announced and getattr(message, "TYPE", None) not in CARRIERS:
-            raise ProtocolError(
-                f"the peer announced attachments of a {type(message).__name__} message, "
-                "which has none"
-            )
-        with self._lock:
-            wanted = self.over is None and self.session.received(message)
-        if wanted:
-            self.statistics["received"] += 1
-            DISPATCH[type(message)](self, message)
-
-    def _attach(self, frame: bytes) -> None:
-        size = self._sizes[len(self._attached)]
-        if len(frame) != size:
-            raise ProtocolError(f"the peer announced an attachment of {size} bytes, and sent one "
-                                f"of {len(frame)}")  # fmt: skip
-        self._attached.append(frame)
-
-    def _on_attach(self, message: Attach) -> None:
-        total = sum(message.sizes)
-        if total > self.limits.message or len(message.sizes) > MAX_ATTACHMENTS:
-            raise ProtocolError(
-                f"the peer announced {len(message.sizes)} attachments of {total} bytes, above the "
-                f"limit of {MAX_ATTACHMENTS} and {self.limits.message} bytes"
-            )
-        self._sizes, self._announced = list(message.sizes), True
+    # -- what came ----------------------------------------------------------------------------
 
     def _on_hello(self, message: Hello) -> None:
-        versions = message.about.get("protocol")
-        if not (isinstance(versions, list) and VERSION in versions):
+        versions = message.about["protocol"]
+        if VERSION not in versions:
             raise ProtocolError(
                 f"the peer speaks the versions {str(versions)[:100]} of the protocol of calls, and "
                 f"we speak {VERSION}: update the older of the two"
             )
         self.greeted = True
+        with self._lock:
+            wakes = self._room.everybody()  # it may take more than we could know
+        call_each(wakes)
         self.on_hello()
 
-    def _on_call(self, message: Call | Notify) -> None:
+    def _on_call(self, message: Call) -> None:
         call = InCall(self, message)
-        if call.id:
-            with self._lock:
+        with self._lock:
+            if self.over is not None:
+                return
+            code = self._why_not()
+            if code is None:
                 self.peers[call.id] = call
-            if self.leaving:
-                self._answer(call, WorkerClosedError("this side is closing"))
+        if code is None:
+            self.accept(call)
+        else:
+            self._refuse(Error(call.id, {"code": code, "message": self._reason(code)}))
+
+    def _on_notify(self, message: Notify) -> None:
+        call = InCall(self, message)
+        with self._lock:
+            if self.over is not None:
                 return
-            if len(self.peers) > self.limits.calls:
-                self._answer(call, TooManyCallsError(
-                    f"more than the {self.limits.calls} calls in flight that this side takes"
-                ))  # fmt: skip
-                return
-        self.accept(call)
+            code = self._why_not()
+            if code is None:
+                self._notified.add(call)
+        if code is None:
+            self.accept(call)
+        elif not self._dropped:
+            self._dropped = True
+            logging.getLogger("forkwire").warning(
+                "a notification of %s is dropped, and perhaps others: %s",
+                self.name,
+                self._reason(code),
+            )
+
+    def _why_not(self) -> int | None:
+        """The code with which a new call is refused."""
+        if self.leaving:
+            return CLOSING
+        in_flight = len(self.peers) + len(self._notified) + self._results.count()
+        return TOO_MANY if in_flight >= self.limits.calls else None
+
+    def _reason(self, code: int) -> str:
+        if code == CLOSING:
+            return "this side is closing, and takes no new calls"
+        return f"more than the {self.limits.calls} calls in flight that this side takes"
 
     def _on_unknown(self, message: Unknown) -> None:
-        call = InCall(self, Call(message.id, "?", ()))
-        self.peers[call.id] = call
-        self._answer(call, {"code": -32601, "message": f"unknown request type {message.type}"})
+        text = f"unknown request type {message.type}"
+        self._refuse(Error(message.id, {"code": METHOD_NOT_FOUND, "message": text}))
 
-    def _answer(self, call: InCall, error: BaseException | Mapping[str, Any]) -> None:
-        self._count_answer()
-        self.reply_error(call, error)
-
-    def _count_answer(self) -> None:
-        """A peer that makes us answer without reading the answers is at fault."""
-        self._answers = self._answers + 1 if self.outbox.waiting else 0
-        if self._answers > UNREAD_ANSWERS:
+    def _refuse(self, answer: Error | Pong) -> None:
+        """Answer at once. A peer that makes us do so and does not read it is at fault."""
+        if self._refusals.count() >= UNREAD_ANSWERS:
             raise ProtocolError(
                 f"the peer asked for {UNREAD_ANSWERS} answers and reads none of them"
             )
+        self.statistics["errors"] += isinstance(answer, Error)
+        self.send(answer)
+        self._refusals.note()
 
     def _on_end_of_call(self, message: Result | Error) -> None:
         with self._lock:
             call = self.calls.pop(message.id, None)
-            wake = self._waiting_for_slot.popleft() if self._waiting_for_slot else nothing
+            wakes = self._room.next()
         if call is not None:
             if isinstance(message, Result):
                 call.value = message.value
@@ -575,7 +583,9 @@ class Link:
             else:
                 self.statistics["errors"] += 1
                 call.end(failures.rebuild(message.error, worker=self.name, method=call.method))
-        wake()
+        call_each(wakes)
+        if self.session.is_over:
+            self.on_idle()
 
     def _on_item(self, message: Item) -> None:
         call = self.calls.get(message.id)
@@ -600,8 +610,10 @@ class Link:
 
     def _on_credit(self, message: Credit) -> None:
         call = self.peers.get(message.id)
-        if call is not None:
-            call.add_credit(message.count)
+        if call is not None and call.credit is not None:
+            with self._lock:  # a lane may take some at the same time
+                call.credit += message.count
+            call.on_credit()
 
     def _on_send(self, message: Send) -> None:
         call = self.peers.get(message.id)
@@ -620,29 +632,41 @@ class Link:
         self.on_log(message.record)
 
     def _on_ping(self, message: Ping) -> None:
-        self._count_answer()
-        self.send(Pong(message.number))
+        self._refuse(Pong(message.number))
 
     def _on_pong(self, message: Pong) -> None:
-        wake = self._pongs.pop(message.number, None)
+        with self._lock:
+            wake = self._pongs.pop(message.number, None)
         if wake is None:
             raise ProtocolError("the peer sent a pong that answers no ping")
         wake()
 
     def _on_goodbye(self, message: Goodbye) -> None:
         self.farewell = message.error
+        if self.greeting_sent:
+            self.goodbye()
         self.on_goodbye()
+        if self.session.is_over:
+            self.on_idle()
 
     def refuse(self, call: InCall) -> None:
         """What a side without a service answers."""
-        self._answer(call, {"code": -32601, "message": f"{call.method!r} was called, and this side "
-                            "offers nothing: pass host= to offer something"})  # fmt: skip
+        self.reply_error(call, {
+            "code": METHOD_NOT_FOUND,
+            "message": f"{call.method!r} was called, and this side offers nothing: pass host= to "
+            "offer something",
+        })  # fmt: skip
+
+
+def call_each(functions: Sequence[Callable[[], None]]) -> None:
+    for function in functions:
+        function()
 
 
 DISPATCH: Final[dict[type[Message], Callable[[Link, Any], None]]] = {
     Hello: Link._on_hello,
     Call: Link._on_call,
-    Notify: Link._on_call,
+    Notify: Link._on_notify,
     Result: Link._on_end_of_call,
     Error: Link._on_end_of_call,
     Cancel: Link._on_cancel,
@@ -653,7 +677,6 @@ DISPATCH: Final[dict[type[Message], Callable[[Link, Any], None]]] = {
     Ping: Link._on_ping,
     Pong: Link._on_pong,
     Goodbye: Link._on_goodbye,
-    Attach: Link._on_attach,
     Send: Link._on_send,
     Sent: Link._on_sent,
     Grant: Link._on_grant,
