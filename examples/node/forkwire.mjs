@@ -12,7 +12,7 @@ import { Tag, decode, encode } from "./cbor.mjs";
 // prettier-ignore
 import { ATTACH, ATTACHMENT, CALL, CANCEL, CARRIERS, CODES, CREDIT, ERROR, Fault, GOODBYE, GRANT, HELLO,
   ITEM, LARGEST_CREDIT, LARGEST_TEXT, LIMITS, LOG, MOST_ATTACHMENTS, NOTIFY, PING, PONG, PROGRESS, RESULT,
-  SEND, SENT, STREAM, frames, isId, isKnown, isMap, isUnsigned, sizeOf } from "./wire.mjs";
+  SEND, SENT, STREAM, frames, isId, isKnown, isUnsigned, sizeOf } from "./wire.mjs";
 
 const SHARING = [25, 28, 29, 256]; // tags by which one value stands in many places
 const WINDOW = 16; // items of an argument stream that may be on their way
@@ -237,10 +237,8 @@ class Link {
 
   [HELLO](about) {
     this.#peer = "open";
-    const speaks = Array.isArray(about.protocol) && about.protocol.includes(1);
-    if (!speaks) throw new Fault("no version of the protocol in common");
-    const limit = about.limits?.message;
-    this.limit = isUnsigned(limit) ? limit : 2 ** 31 - 1;
+    if (!about.protocol.includes(1)) throw new Fault("no version of the protocol in common");
+    this.limit = about.limits?.message ?? 2 ** 31 - 1;
   }
 
   [CALL](id, method, args, kwargs = {}, meta = {}) {
@@ -263,9 +261,6 @@ class Link {
 
   #open(id, meta) {
     if (!isId(id) || id <= this.#last) throw new Fault(`a call of id ${id} after ${this.#last}`);
-    const { credit } = meta;
-    const fits = credit === undefined || (isUnsigned(credit) && credit <= LARGEST_CREDIT);
-    if (!fits) throw new Fault("a credit that is none");
     this.#last = id;
     const call = new Call(this, id, meta);
     this.running.set(id, call);

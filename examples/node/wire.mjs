@@ -25,32 +25,46 @@ export class Fault extends Error {}
 export const isUnsigned = (x) => Number.isSafeInteger(x) && x >= 0;
 export const isId = (x) => isUnsigned(x) && x > 0;
 export const isMap = (x) => x !== null && typeof x === "object" && Object.getPrototypeOf(x) === null;
+const isAnyText = (x) => typeof x === "string";
 const isText = (x) => typeof x === "string" && x.length <= 2 * LARGEST_TEXT && [...x].length <= LARGEST_TEXT;
 const isMethod = (x) => isText(x) && x !== "";
 const isNumber = (x) => typeof x === "number" || typeof x === "bigint";
+const isDone = (x) => isNumber(x) && !(x < 0);
+const isFlag = (x) => typeof x === "boolean";
+const isCode = (x) => Number.isInteger(x);
+const isCredit = (x) => isUnsigned(x) && x <= LARGEST_CREDIT;
 const isAny = () => true;
 const orNull = (check) => (x) => x === null || check(x);
+const isVersions = (x) => Array.isArray(x) && x.length > 0 && x.every(isUnsigned);
+
+/** Maps whose known keys are right; others are ignored. */
+const isMapOf = (known, ...required) => (x) =>
+  isMap(x) && required.every((key) => key in x) && Object.keys(known).every((key) => !(key in x) || known[key](x[key]));
+const isFailure = isMapOf({ code: isCode, message: isAnyText }, "code", "message");
+const isLimits = isMapOf({ message: isCredit, calls: isUnsigned });
+const isGreeting = isMapOf({ protocol: isVersions, limits: isLimits }, "protocol");
+const isMeta = isMapOf({ timeout: isNumber, credit: isCredit, progress: isFlag, tree: isAnyText, context: isMap });
 const isSizes = (x) => Array.isArray(x) && x.length > 0 && x.length <= MOST_ATTACHMENTS && x.every(isUnsigned);
 
 // The fields of each message; of CALL and NOTIFY the last two may be left off.
 const FIELDS = {
-  [HELLO]: [isMap],
-  [CALL]: [isId, isMethod, Array.isArray, isMap, isMap],
-  [NOTIFY]: [isMethod, Array.isArray, isMap, isMap],
+  [HELLO]: [isGreeting],
+  [CALL]: [isId, isMethod, Array.isArray, isMap, isMeta],
+  [NOTIFY]: [isMethod, Array.isArray, isMap, isMeta],
   [RESULT]: [isId, isAny],
-  [ERROR]: [isId, isMap],
+  [ERROR]: [isId, isFailure],
   [CANCEL]: [isId],
   [ITEM]: [isId, isAny],
-  [CREDIT]: [isId, isId],
-  [PROGRESS]: [isId, isNumber, orNull(isNumber), isText],
+  [CREDIT]: [isId, (x) => isCredit(x) && x > 0],
+  [PROGRESS]: [isId, isDone, orNull(isNumber), isText],
   [LOG]: [isMap],
   [PING]: [isUnsigned],
   [PONG]: [isUnsigned],
-  [GOODBYE]: [orNull(isMap)],
+  [GOODBYE]: [orNull(isFailure)],
   [ATTACH]: [isSizes],
   [SEND]: [isId, isUnsigned, isAny],
-  [SENT]: [isId, isUnsigned, orNull(isMap)],
-  [GRANT]: [isId, isUnsigned, isUnsigned],
+  [SENT]: [isId, isUnsigned, orNull(isFailure)],
+  [GRANT]: [isId, isUnsigned, isCredit],
 };
 
 /** Is this a message of a type that is known here? A `Fault` if its fields are not what they must be. */

@@ -156,7 +156,8 @@ def test_limits_are_those_of_the_code() -> None:
     assert f"and {session.DEFAULT_CALLS} calls" in found["C-10"]
     assert f"1 to {messages.LARGEST_TEXT} characters" in found["C-13"]
     assert messages.LARGEST_ID == 2**53 - 1
-    assert session.LARGEST_CREDIT == 2**31 - 1
+    assert messages.LARGEST_CREDIT == 2**31 - 1
+    assert session.UNGREETED_SIZE == 2**20
 
 
 # The examples

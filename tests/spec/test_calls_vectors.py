@@ -27,6 +27,7 @@ from forkwire.wire.messages import (
     Message,
     Pong,
     Send,
+    Sent,
     parse,
 )
 from forkwire.wire.session import Session, SideState
@@ -56,15 +57,20 @@ PEACEFUL: Final = [
 HELLO: Final = [0, {"protocol": [1]}]
 CLOSING: Final = -32005
 FAILURE: Final = {"code": -32000, "message": ""}
+# Of each type whose last field is a map, what that must hold.
+REQUIRED: Final[dict[int, dict[str, Any]]] = {
+    Hello.TYPE: {"protocol": [1]},
+    Error.TYPE: FAILURE,
+    Goodbye.TYPE: FAILURE,
+    Sent.TYPE: FAILURE,
+}
 # What our worker does not do yet.
 OPEN_ISSUES: Final = {
     "argument-stream-in-a-list",
-    "argument-stream-in-a-notification",
     "argument-stream-in-a-result",
     "call-after-goodbye",
     "goodbye",
     "goodbye-before-hello",
-    "goodbye-twice",
     "goodbye-while-a-call-runs",
     "goodbye-while-a-stream-runs",
     "goodbye-while-it-calls-back",
@@ -116,9 +122,9 @@ def message_of(notation: str) -> Message | None:
 
 def with_required(array: list[Any]) -> list[Any]:
     """With the keys that a pattern leaves to the testee, and a message must have."""
-    required = {0: {"protocol": [1]}, 4: FAILURE, 12: FAILURE, 15: FAILURE}.get(array[0], {})
+    required = REQUIRED.get(array[0])
     if required and isinstance(array[-1], dict):
-        given = {key: value for key, value in array[-1].items() if value is not None}
+        given = {key: value for key, value in array[-1].items() if value not in (None, [1, None])}
         array[-1] = {**required, **given}
     return array
 
