@@ -313,7 +313,8 @@ def fault(worker: Worker) -> None:
         last = message
     if last and last[0] == GOODBYE and not cbor.matches(cbor.parse("[12, {...}]"), last):
         raise Failure(f"a goodbye to a peer at fault names the error: {shown(last)}")
-    worker.status()
+    if worker.status() < 0:
+        raise Failure(f"it died of signal {-worker.status()}")
 
 
 def left(worker: Worker) -> None:
@@ -368,7 +369,8 @@ def run(vectors: list[dict[str, Any]], command: Sequence[str], timeout: float, j
             print("FAIL" if problem else "ok  ", vectors[index]["name"], flush=True)
             if problem:
                 print(f"     {vectors[index]['comment']}\n     {problem}")
-    print(f"{len(vectors)} vectors: {len(vectors) - failed} passed, {failed} failed")
+    count = f"{len(vectors)} vector" + "s" * (len(vectors) != 1)
+    print(f"{count}: {len(vectors) - failed} passed, {failed} failed")
     return failed
 
 
