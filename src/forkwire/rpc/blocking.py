@@ -6,9 +6,11 @@ stopped, each of them says itself: a `Waiter`.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import AsyncIterable, Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Final, Generic, Protocol, Self, TypeVar
 
 from ..errors import CallCancelledError, UsageError
@@ -22,6 +24,9 @@ __all__ = ["BlockingCaller", "SyncStream", "Waiter"]
 
 T = TypeVar("T")
 
+# Values of these types are never streamed, and most arguments are of one.
+PLAIN: Final = frozenset({int, str, float, bool, bytes, type(None), list, dict, tuple, set})
+
 
 class Waiter(Protocol):
     """How a thread waits."""
@@ -34,7 +39,11 @@ class Waiter(Protocol):
         ...
 
     def stop(self, call: OutCall) -> None:
-        """Have ``call`` stopped, and wait until it has. Does not raise."""
+        """Have ``call`` stopped, and wait until it has. What interrupts it is raised after that."""
+        ...
+
+    def ours(self) -> AbstractContextManager[None]:
+        """Inside, nothing but what waits is interrupted."""
         ...
 
     def send(self, function: Callable[[], T]) -> T:
@@ -54,77 +63,110 @@ class BlockingCaller:
         call, feeders = self.begin(request)
         try:
             self.wait_for(call, feeders, request, lambda: call.ended)
+            report(call, request.options.on_progress)
+            self.finish(call, feeders)
         except BaseException:
             self.give_up(call, feeders)
             raise
-        report(call, request.options.on_progress)
-        self.finish(call, feeders)
         return call.value if request.convert is None else request.convert(call.value)
 
     def begin(self, request: Request, *, credit: int | None = None) -> tuple[OutCall, list[Feeder]]:
         """Send ``request`` once there is room for it."""
-        link = self.link
         tree = tree_for_call()
         if not tree:
-            self._wait_for_room()
-        streams: list[Any] = []
-
-        def replaced(value: object) -> object:
-            if isinstance(value, AsyncIterable):
-                raise UsageError(
-                    "an async iterable cannot be an argument here, where there is no event loop: "
-                    "pass a plain iterator or generator"
-                )
-            if not isinstance(value, Iterator):
-                return value
-            streams.append(value)
-            return StreamRef(len(streams) - 1)
-
-        args = [replaced(value) for value in request.args]
-        kwargs = {name: replaced(value) for name, value in request.kwargs.items()}
-        meta = meta_of(request, credit, new_tree() if streams else tree)
-        feeders: list[Feeder] = []
-
-        def prepare(call: OutCall) -> None:
-            for number, iterator in enumerate(streams):
-                feeders.append(Feeder(self, call, number, iterator))
-                call.on_grant[number] = feeders[-1].grant
-
-        made: list[OutCall] = []
-
-        def start() -> None:
-            made.append(link.start(request.method, args, kwargs, meta, prepare))
-
+            self._wait_for_room(request)
+        args, kwargs, streams = streams_in(request)
+        meta = meta_of(request, credit, new_tree() if streams else tree, self.link)
+        call = self.new_call(request.method, str(meta.get("tree", "")))
+        feeders = [Feeder(self, call, number, items) for number, items in enumerate(streams)]
+        call.on_grant.update((feeder.number, feeder.grant) for feeder in feeders)
         try:
-            self.waiter.send(start)
-        except BaseException:  # a signal's handler raised after it was sent
-            if made:
-                self.give_up(made[0], feeders)
+            self.start(call, args, kwargs, meta)
+        except BaseException:  # a signal's handler may have raised after it was sent
+            self.give_up(call, feeders)
             raise
-        return made[0], feeders
+        return call, feeders
 
     def notify(self, request: Request) -> None:
         """Send ``request``; what becomes of it is only logged."""
-        call, feeders = self.begin(request)
+        tree = tree_for_call()
+        if not tree:
+            self._wait_for_room(request)
+        args, kwargs, streams = streams_in(request)
+        if streams:
+            raise UsageError(
+                "notify() without an event loop streams no arguments, since nobody would be there "
+                "to send them: use call(), or pass a list"
+            )
+        call = OutCall(0, request.method, tree)
         call.expected = False
-        self.link.outbox.own()
-        for feeder in feeders:
-            feeder.close()
+        call.wake = lambda: self._see_off(call)
+        meta = meta_of(request, None, tree, self.link)
+        self.waiter.send(lambda: self._notify(call, args, kwargs, meta))
 
-        def log() -> None:
-            if call.ended and call.error is not None:
+    def _notify(
+        self,
+        call: OutCall,
+        args: Sequence[object],
+        kwargs: Mapping[str, object],
+        meta: Mapping[str, object],
+    ) -> None:
+        self.link.start(call.method, args, kwargs, meta, call=call)
+        self.link.outbox.own()
+
+    def _see_off(self, call: OutCall) -> None:
+        if call.ended and call.error is not None:
+            with contextlib.suppress(Exception):  # of a logging handler
                 log_unseen(self.link, call, call.error)
 
-        call.wake = log
-        if call.ended:
-            log()
-
-    def _wait_for_room(self) -> None:
+    def _wait_for_room(self, request: Request) -> None:
         link = self.link
         while not link.has_room:
             room: list[bool] = []
-            link.when_room(lambda room=room: room.append(True))  # type: ignore[misc]
-            self.waiter.wait(lambda: bool(room) or link.has_room)  # noqa: B023
+
+            def wake(room: list[bool] = room) -> None:
+                room.append(True)
+                self.wake()
+
+            def ready(room: list[bool] = room) -> bool:
+                return bool(room) or link.has_room
+
+            try:
+                self.waiter.send(lambda: link.when_room(wake))
+                self.waiter.wait(ready, request.deadline)
+                check_time(request)
+            except BaseException:
+                self.waiter.send(lambda: link.leave_queue(wake))
+                raise
+
+    # -- what those who drive a link themselves do otherwise ----------------------------------
+
+    def wake(self) -> None:
+        """What `Waiter.wait` waits for may have come."""
+
+    def new_call(self, method: str, tree: str) -> OutCall:
+        """One to be started."""
+        return OutCall(0, method, tree)
+
+    def start(
+        self,
+        call: OutCall,
+        args: Sequence[object],
+        kwargs: Mapping[str, object],
+        meta: Mapping[str, object],
+    ) -> None:
+        """Send it. Raises as `Link.start`, or the call ends with that error."""
+        self.link.start(call.method, args, kwargs, meta, call=call)
+
+    def sleep(self, call: OutCall, ready: Callable[[], bool], until: float) -> None:
+        """Wait until something that came for ``call`` makes it ``ready()``."""
+        self.waiter.wait(ready, until)
+
+    def drop(self, call: OutCall) -> None:
+        """Nobody waits for it any more: have it stopped, without waiting for that."""
+        self.link.cancel(call)
+
+    # -----------------------------------------------------------------------------------------
 
     def wait_for(
         self,
@@ -143,11 +185,8 @@ class BlockingCaller:
             for feeder in feeders:
                 feeder.feed()
             report(call, request.options.on_progress)
-            if time.monotonic() >= deadline:
-                raise TimeoutError(
-                    f"{call.method} did not end within {request.options.timeout} seconds"
-                )
-            self.waiter.wait(something, deadline)
+            check_time(request)
+            self.sleep(call, something, deadline)
             if self.link.over is not None and not ready():
                 raise self.link.over
 
@@ -172,7 +211,33 @@ class BlockingCaller:
         raise call.error
 
 
-def meta_of(request: Request, credit: int | None, tree: str) -> Mapping[str, object]:
+def check_time(request: Request) -> None:
+    """Raise :exc:`TimeoutError` when it is over."""
+    if request.deadline != math.inf and time.monotonic() >= request.deadline:
+        raise TimeoutError(f"{request.method} did not end within {request.options.timeout} seconds")
+
+
+def streams_in(request: Request) -> tuple[list[object], dict[str, object], list[Iterator[Any]]]:
+    """The arguments with references in place of iterators, and those."""
+    streams: list[Iterator[Any]] = []
+
+    def replaced(value: object) -> object:
+        if isinstance(value, AsyncIterable):
+            raise UsageError(
+                "an async iterable cannot be an argument here, where there is no event loop: "
+                "pass a plain iterator or generator"
+            )
+        if not isinstance(value, Iterator):
+            return value
+        streams.append(value)
+        return StreamRef(len(streams) - 1)
+
+    args = [value if type(value) in PLAIN else replaced(value) for value in request.args]
+    kwargs = {name: replaced(value) for name, value in request.kwargs.items()}
+    return args, kwargs, streams
+
+
+def meta_of(request: Request, credit: int | None, tree: str, link: Link) -> Mapping[str, object]:
     meta: dict[str, object] = {}
     if request.deadline != math.inf:
         meta["timeout"] = max(0.0, request.deadline - time.monotonic())
@@ -182,7 +247,7 @@ def meta_of(request: Request, credit: int | None, tree: str) -> Mapping[str, obj
         meta["progress"] = True
     if tree:
         meta["tree"] = tree
-    if (carried := context.capture()) is not None:
+    if (carried := context.capture(variables=link.limits.trusted)) is not None:
         meta["context"] = carried
     return meta
 
@@ -195,7 +260,7 @@ class Feeder:
     ) -> None:
         self._caller: Final = caller
         self._call: Final = call
-        self._number: Final = number
+        self.number: Final = number
         self._iterator: Final = iterator
         self._inside: Final = Inside(call.tree)
         self._credit = 0
@@ -207,6 +272,7 @@ class Feeder:
         """The other side wants ``count`` more; 0: none any more."""
         self._credit += count
         self._stopped = self._stopped or not count
+        self._call.wake()
 
     @property
     def wanted(self) -> bool:
@@ -224,7 +290,7 @@ class Feeder:
                 self._end()
                 return
             self._credit -= 1
-            self._send(Send(self._call.id, self._number, value))
+            self._send(Send(self._call.id, self.number, value))
         except (Exception, SystemExit) as error:
             self.failure = error
             self._end()
@@ -238,7 +304,7 @@ class Feeder:
         self._over = True
         data = None if self.failure is None else failures.describe(self.failure)
         if not (self._call.ended or self._call.cancelled):
-            self._send(Sent(self._call.id, self._number, data))
+            self._send(Sent(self._call.id, self.number, data))
 
     def close(self) -> None:
         """Nobody takes it any more."""
@@ -266,6 +332,10 @@ class SyncStream(Generic[T]):
         return self
 
     def __next__(self) -> T:
+        with self._caller.waiter.ours():
+            return self._next()
+
+    def _next(self) -> T:
         if self._over:
             raise StopIteration
         try:
@@ -307,10 +377,14 @@ class SyncStream(Generic[T]):
             self._caller.give_up(self._call, self._feeders)
 
     def close(self) -> None:
-        """Stop the generator on the other side, and wait until it has. Idempotent."""
+        """Stop the generator on the other side, and wait until it has. Idempotent.
+
+        Raises what it raised at its end.
+        """
         if self._over:
             return
-        self._stop()
+        with self._caller.waiter.ours():
+            self._stop()
         error = None if self._call is None else self._call.error
         if error is not None and not isinstance(error, CallCancelledError):
             raise error
@@ -322,5 +396,8 @@ class SyncStream(Generic[T]):
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_call", None) is not None and not self._over:
-            self.close()
+        call = getattr(self, "_call", None)
+        if call is not None and not self._over:
+            self._caller.drop(call)
+            for feeder in self._feeders:
+                feeder.close()

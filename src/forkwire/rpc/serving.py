@@ -15,8 +15,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-import anyio
-
 from ..errors import ForkwireError, ProcessWorkerIPCError, WorkerClosedError
 from ..process.backend import BackendName, current_backend
 from ..process.cancelling import Terminated
@@ -145,8 +143,8 @@ class Server:
         self.mail.release()
 
     def over(self) -> bool:
-        """Whether the host is gone."""
-        return self.link.over is not None
+        """Whether the host is gone, or both sides have said goodbye and all is done."""
+        return self.link.over is not None or self.link.is_done
 
     def lanes(self, driver: Driver) -> Lanes:
         """Where plain functions queue."""
@@ -246,6 +244,8 @@ class LoopThread:
 
     def _run(self) -> None:
         try:
+            import anyio  # not before: a service of plain functions does without it
+
             if self._backend == "trio":
                 anyio.run(self._main, backend="trio")
             else:
@@ -258,6 +258,8 @@ class LoopThread:
             self._ready.set()
 
     async def _main(self) -> None:
+        import anyio
+
         from .aio import Caller
         from .calls import Calls
         from .offers import Offers

@@ -62,8 +62,11 @@ class SyncCalls:
         ``options(timeout=)``, and when a signal's handler raises (Ctrl-C), it returns when the
         work has stopped. Raises as :meth:`forkwire.Calls.call` does, and :exc:`TimeoutError`.
         """
-        request, method = self._request(function, args, kwargs, streamed=False)
-        with context.client_span(self._offers.name, method), self._ours():
+        request, _ = self._request(function, args, kwargs, streamed=False)
+        return self._traced(request)
+
+    def _traced(self, request: Request) -> Any:
+        with self._ours(), context.client_span(self._offers.name, request.method):
             return self._ready_caller().call(request)
 
     @overload
@@ -125,8 +128,7 @@ class SyncCalls:
             caller = self._ready_caller()
             if kind in ("generator", "async_generator"):
                 return SyncStream(caller, Request(name, args, kwargs, self._options, shape.item))
-            with self._ours():
-                return caller.call(Request(name, args, kwargs, self._options, shape.result))
+            return self._traced(Request(name, args, kwargs, self._options, shape.result))
 
         return proxy(protocol, invoke, service=self._offers.name, offered=self._offers.kinds)
 
@@ -157,8 +159,7 @@ class SyncCalls:
 
     def _ours(self) -> AbstractContextManager[object]:
         """Inside, nothing but what waits is interrupted."""
-        waiter = self._ready_caller().waiter
-        return waiter.ours() if isinstance(waiter, Lane) else NOTHING
+        return self._ready_caller().waiter.ours()
 
     def _ready_caller(self) -> BlockingCaller:
         if self._caller is None:
@@ -179,7 +180,7 @@ class SyncCalls:
         return Request(name, args, kwargs, self._options, convert), name
 
 
-NOTHING: Final = nullcontext()
+NOTHING: Final[AbstractContextManager[None]] = nullcontext()
 
 
 class SyncCurrentCall:

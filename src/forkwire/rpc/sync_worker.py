@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import _thread
+import atexit
 import math
 import os
 import threading
 import time
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Final, Self, TypeVar
 
@@ -18,12 +22,13 @@ from .blocking import BlockingCaller
 from .handle import LAST_GRACE, REPEAT, Handle, HasHandle, WorkerStatistics
 from .handling import find
 from .lanes import Job, Lane, Lanes
-from .link import InCall, OutCall
+from .link import InCall, Link, OutCall
 from .offers import Offers
-from .poll_thread import PollDriver, PollThread
+from .poll_thread import Bell, PollDriver, PollThread
 from .service import Service
 from .settings import START_TIMEOUT, Settings, StartMethod, settings_of
-from .sync_calls import SyncCalls
+from .sync_calls import NOTHING, SyncCalls
+from .uninterrupted import Uninterrupted
 
 __all__ = ["SyncWorker", "WorkerStatistics", "open_worker"]
 
@@ -99,9 +104,15 @@ class SyncWorker(HasHandle, SyncCalls):
         link = self._started_handle().link
         link.check_open()
         before = time.monotonic()
-        answered = threading.Event()
-        link.ping(answered.set)
-        answered.wait()
+        answered: list[bool] = []
+        bell = Bell()
+
+        def answer() -> None:
+            answered.append(True)
+            bell.ring()
+
+        self._send(lambda: link.ping(answer))
+        bell.wait(lambda: bool(answered))
         link.check_open()
         return time.monotonic() - before
 
@@ -109,6 +120,11 @@ class SyncWorker(HasHandle, SyncCalls):
 
     def __enter__(self) -> Self:
         self._check_not_started()
+        with Uninterrupted(self._hurry) as block:
+            self._start(block)
+        return self
+
+    def _start(self, block: Uninterrupted) -> None:
         self._thread = thread = PollThread("worker")
         thread.start()
         try:
@@ -116,16 +132,28 @@ class SyncWorker(HasHandle, SyncCalls):
         except BaseException:
             thread.stop()
             raise
+        open_workers.add(self)
         try:
             self._connect(handle, thread)
             self._greet(handle)
+            block.check()
         except BaseException:
             handle.closing = True
             if handle.link.farewell is None:
                 handle.process.kill()
             self._finish(handle)
+            block.check()
             raise
-        return self
+
+    def _hurry(self) -> None:
+        """A signal's handler has raised: no more patience. In the handler."""
+        handle, thread = self._handle, self._thread
+        if handle is not None and thread is not None:
+            thread.run_soon(handle.process.kill)
+
+    def _send(self, function: Callable[[], T]) -> T:
+        assert self._thread is not None
+        return self._thread.do(function)
 
     def _connect(self, handle: Handle, thread: PollThread) -> None:
         link = handle.link
@@ -169,10 +197,8 @@ class SyncWorker(HasHandle, SyncCalls):
                 handle.killed_for = "closed its connection and went on, so it was killed"
                 handle.process.kill()
 
-        timer = threading.Timer(self._settings.grace, kill)
-        timer.name, timer.daemon = "forkwire: grace", True
-        timer.start()
-        handle.process._child.when_ended(timer.cancel)
+        assert self._thread is not None
+        self._thread.after(self._settings.grace, kill)
 
     def _bury(self, error: ProcessWorkerIPCError | None) -> None:
         if not self._buried:
@@ -190,14 +216,12 @@ class SyncWorker(HasHandle, SyncCalls):
         handle = self._handle
         if handle is None or self._pid != os.getpid():
             return
-        try:
-            if not handle.closing:
-                self._wind_up(handle)
-        except BaseException:
-            handle.process.kill()
-            raise
-        finally:
-            self._finish(handle)
+        with Uninterrupted(self._hurry):
+            try:
+                if not handle.closing:
+                    self._wind_up(handle)
+            finally:
+                self._finish(handle)
 
     def _wind_up(self, handle: Handle) -> None:
         assert self._driver is not None
@@ -212,21 +236,16 @@ class SyncWorker(HasHandle, SyncCalls):
             time.sleep(REPEAT)  # nothing tells when the last byte is out
 
     def _finish(self, handle: Handle) -> None:
-        """Reap it, and end the thread. What a signal's handler raises meanwhile makes it quick."""
+        """Reap it, and end the thread."""
         thread = self._thread
         assert thread is not None
-        try:
-            thread.do(handle.process.output_channel.close)
-            self._end_process(handle)
-        except BaseException:
-            handle.process.kill()
-            raise
-        finally:
-            self._await_end(handle, math.inf)
-            thread.do(handle.process.input_channel.close)
-            handle.control.close()
-            thread.stop()
-            handle.fail(None)
+        thread.do(handle.process.output_channel.close)
+        self._end_process(handle)
+        thread.do(handle.process.input_channel.close)
+        handle.control.close()
+        thread.stop()
+        handle.fail(None)
+        open_workers.discard(self)
 
     def _end_process(self, handle: Handle) -> None:
         grace = self._settings.grace
@@ -234,6 +253,7 @@ class SyncWorker(HasHandle, SyncCalls):
             if self._await_end(handle, seconds):
                 return
             end()
+        self._await_end(handle, math.inf)
 
     def _await_end(self, handle: Handle, seconds: float) -> bool:
         ended = threading.Event()
@@ -249,37 +269,155 @@ class SyncWorker(HasHandle, SyncCalls):
         self.close()
 
 
+# Those that nobody has closed at the end of the program.
+open_workers: Final[weakref.WeakSet[SyncWorker]] = weakref.WeakSet()
+
+
+@atexit.register
+def close_open_workers() -> None:
+    for worker in list(open_workers):
+        worker.close()
+
+
+class RingingCall(OutCall):
+    """One whose caller sleeps until something comes for it."""
+
+    __slots__ = ("bell",)
+
+    def __init__(self, method: str, tree: str) -> None:
+        super().__init__(0, method, tree)
+        self.bell: Final = Bell()
+        self.wake = self.bell.ring
+
+
 class SyncCaller(BlockingCaller):
     """Calls to a worker, which can be killed. It is its own `Waiter`."""
 
     def __init__(self, driver: PollDriver, handle: Handle) -> None:
         super().__init__(handle.link, self)
         self._driver: Final = driver
+        self._thread: Final = driver.thread
         self._handle: Final = handle
+        self._pid: Final = os.getpid()
 
     def wait(self, ready: Callable[[], bool], until: float = math.inf) -> None:
         link = self.link
         self._driver.wait_until(lambda: ready() or link.over is not None, until)
 
     def send(self, function: Callable[[], T]) -> T:
-        return self._driver.thread.do(function)
+        return self._thread.do(function) if in_main_thread() else function()
+
+    def ours(self) -> AbstractContextManager[None]:
+        return NOTHING
+
+    def wake(self) -> None:
+        self._driver.wake()
+
+    def new_call(self, method: str, tree: str) -> RingingCall:
+        if self._pid != os.getpid():
+            raise UsageError(
+                f"{self.link.name} belongs to process {self._pid}, which started it, not to this "
+                f"one ({os.getpid()}), which inherited the handle"
+            )
+        return RingingCall(method, tree)
+
+    def start(
+        self,
+        call: OutCall,
+        args: Sequence[object],
+        kwargs: Mapping[str, object],
+        meta: Mapping[str, object],
+    ) -> None:
+        """Where Ctrl-C may come another thread does it, and nobody waits for that."""
+        link = self.link
+        if in_main_thread():
+            self._thread.run_soon(lambda: start_or_end(link, call, args, kwargs, meta))
+        else:
+            link.start(call.method, args, kwargs, meta, call=call)
+
+    def sleep(self, call: OutCall, ready: Callable[[], bool], until: float) -> None:
+        assert isinstance(call, RingingCall)
+        call.bell.wait(ready, until)
+
+    def drop(self, call: OutCall) -> None:
+        self._thread.run_soon(Stopping(self._handle, self._thread, call).begin)
 
     def stop(self, call: OutCall) -> None:
-        """Ask for it, interrupt, and kill after the grace."""
-        handle, grace = self._handle, self._handle.settings.grace
-        self.send(lambda: self.link.cancel(call))
-        deadline = time.monotonic() + grace
-        while not call.ended and time.monotonic() < deadline:
-            handle.control.cancel(call.id)
-            self.wait(lambda: call.ended, time.monotonic() + min(REPEAT, grace))
-        handle.control.forget(call.id)
-        if call.ended or handle.waits_for_another(call):
-            return
-        handle.kill_for(call)
-        self.wait(lambda: call.ended, time.monotonic() + LAST_GRACE)
+        stopping = Stopping(self._handle, self._thread, call)
+        self._thread.run_soon(stopping.begin)
+        with Uninterrupted(call.wake):
+            self.sleep(call, lambda: stopping.over, math.inf)
+
+
+def in_main_thread() -> bool:
+    return _thread.get_ident() == threading.main_thread().ident
+
+
+def start_or_end(
+    link: Link,
+    call: OutCall,
+    args: Sequence[object],
+    kwargs: Mapping[str, object],
+    meta: Mapping[str, object],
+) -> None:
+    try:
+        link.start(call.method, args, kwargs, meta, call=call)
+    except BaseException as error:
+        call.end(error)
+
+
+class Stopping:
+    """Has a call stopped: asks for it, interrupts, and kills after the grace.
+
+    In the driver's thread, whatever becomes of who waits.
+    """
+
+    def __init__(self, handle: Handle, thread: PollThread, call: OutCall) -> None:
+        self._handle: Final = handle
+        self._thread: Final = thread
+        self._call: Final = call
+        self._deadline = math.inf
+        self._left = False
+
+    @property
+    def over(self) -> bool:
+        """Whether the call has ended, or it need not be waited for."""
+        return self._call.ended or self._left
+
+    def begin(self) -> None:
+        """Ask for it."""
+        call = self._call
+        if not (call.ended or call.id):
+            call.end()  # it was never sent
         if not call.ended:
-            handle.process.kill()
-            self.wait(lambda: call.ended)
+            self._handle.link.cancel(call)
+            self._deadline = time.monotonic() + self._handle.settings.grace
+            self._insist()
+
+    def _insist(self) -> None:
+        call, handle = self._call, self._handle
+        left = self._deadline - time.monotonic()
+        if call.ended:
+            handle.control.forget(call.id)
+        elif left > 0:
+            handle.control.cancel(call.id)
+            self._thread.after(min(REPEAT, left), self._insist)
+        else:
+            handle.control.forget(call.id)
+            self._give_up()
+
+    def _give_up(self) -> None:
+        call = self._call
+        if self._handle.waits_for_another(call):
+            self._left = True
+            call.wake()
+        else:
+            self._handle.kill_for(call)
+            self._thread.after(LAST_GRACE, self._kill)
+
+    def _kill(self) -> None:
+        if not self._call.ended:
+            self._handle.process.kill()
 
 
 class ThreadHosting(Lanes):
@@ -307,7 +445,6 @@ class ThreadHosting(Lanes):
 
     def enqueue(self, job: Job) -> None:
         """A thread for ``job``, or for its next part."""
-        job.queued = False
         threading.Thread(
             target=self._run, args=(job,), name=f"forkwire: {self.name}", daemon=True
         ).start()
