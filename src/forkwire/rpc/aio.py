@@ -5,7 +5,6 @@ The caller's half; what the other side calls here is run by `tasks`.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import (
     AsyncGenerator,
@@ -16,22 +15,25 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import aclosing
+from types import NoneType
 from typing import Any, Final, Generic, Self, TypeVar
 
 import anyio
 import anyio.lowlevel
 
-from ..errors import CallCancelledError, DeadlineExceededError, UsageError, WorkerClosedError
+from ..errors import CallCancelledError, DeadlineExceededError, UsageError
 from ..wire.messages import Credit, Send, Sent, StreamRef
 from . import context, failures
 from .current import Inside, handling, new_tree, tree_for_call
 from .drivers import LoopDriver
 from .link import Link, OutCall, nothing
-from .requests import Request, report
+from .requests import Request, log_unseen, report
 
 __all__ = ["Caller", "Stream"]
 
 T = TypeVar("T")
+
+WRITTEN: Final = 0.01  # seconds between looks, at the end of a worker only
 
 # Values of these types are never streamed, and most arguments are of one.
 PLAIN: Final = frozenset({int, str, float, bool, bytes, type(None), list, dict, tuple, set})
@@ -56,12 +58,12 @@ class Caller:
     async def notify(self, request: Request) -> None:
         """Send ``request``; what becomes of it is only logged."""
         call, pumps = await self.begin(request)
+        call.expected = False
         self.link.outbox.own()
         backend = self.driver.backend
         backend.spawn(lambda: self._see_off(call, pumps), f"forkwire: notify {request.method}")
 
     async def _see_off(self, call: OutCall, pumps: Sequence[ArgumentPump]) -> None:
-        call.expected = False
         await self.wait_ended(call)
         try:
             await self.finish(call, pumps)
@@ -78,14 +80,21 @@ class Caller:
     async def wait_ended(self, call: OutCall) -> None:
         """Until it has ended, well or not."""
         while not call.ended:
-            await wait_woken(call)
+            await next_news(call)
+
+    async def wait_written(self) -> None:
+        """Until all that was sent is out, or nobody reads it."""
+        outbox = self.link.outbox
+        while outbox.waiting and not outbox.gone:  # noqa: ASYNC110
+            await anyio.sleep(WRITTEN)  # nothing tells when the last byte is out
 
     async def call(self, request: Request) -> Any:
         """The result of ``request``. Raises what the other side answered."""
         call, pumps = await self.begin(request)
         try:
             while not call.ended:
-                await wait_woken(call)
+                if not call.progress:
+                    await next_news(call)
                 report(call, request.options.on_progress)
         except BaseException:
             await self.driver.backend.uninterrupted(lambda: self._give_up(call, pumps))
@@ -134,9 +143,7 @@ class Caller:
         await anyio.lowlevel.checkpoint_if_cancelled()
         tree = tree_for_call()
         while not (link.has_room or tree):  # one that others wait for does not wait for others
-            room = anyio.Event()
-            link.when_room(self.in_loop(room.set))
-            await room.wait()
+            await self._room()
         args, kwargs, streams = streams_in(request)
         meta = self._meta(request, credit, new_tree() if streams else tree)
         pumps: list[ArgumentPump] = []
@@ -151,6 +158,16 @@ class Caller:
         for pump in pumps:
             self.driver.backend.spawn(pump.run, f"forkwire: argument of {request.method}")
         return call, pumps
+
+    async def _room(self) -> None:
+        room = anyio.Event()
+        wake = self.in_loop(room.set)
+        self.link.when_room(wake)
+        try:
+            await room.wait()
+        except BaseException:
+            self.link.leave_queue(wake)
+            raise
 
     def in_loop(self, function: Callable[[], None]) -> Callable[[], None]:
         """``function``, to be called from any thread."""
@@ -167,28 +184,29 @@ class Caller:
             meta["progress"] = True
         if tree:
             meta["tree"] = tree
-        if (carried := context.capture()) is not None:
+        if (carried := context.capture(variables=self.link.limits.trusted)) is not None:
             meta["context"] = carried
         return meta
 
 
-def log_unseen(link: Link, call: OutCall, error: Exception) -> None:
-    """Nobody waits for the answer of a notification."""
-    if link.over is None or not isinstance(error, WorkerClosedError):
-        logging.getLogger("forkwire").warning(
-            "%s: notify(%r) ended with %s: %s", link.name, call.method, type(error).__name__, error
-        )
+class Waiting(list[anyio.Event]):
+    """The tasks that wait for one call: its own, and perhaps whoever stops it."""
+
+    def __call__(self) -> None:
+        for event in self:
+            event.set()
 
 
-async def wait_woken(call: OutCall) -> None:
-    """Until something is new about ``call``."""
+async def next_news(call: OutCall) -> None:
+    """Until something comes for ``call``. In the loop that reads it."""
     event = anyio.Event()
-    call.wake = event.set
+    waiting = call.wake if isinstance(call.wake, Waiting) else Waiting()
+    call.wake = waiting
+    waiting.append(event)
     try:
-        if not (call.ready or call.progress):
-            await event.wait()
+        await event.wait()
     finally:
-        call.wake = nothing
+        waiting.remove(event)
 
 
 # -- arguments that are streamed --------------------------------------------------------------
@@ -297,9 +315,13 @@ async def iterate(iterable: Any) -> AsyncGenerator[Any, None]:
                 with anyio.CancelScope(shield=True):
                     await close()
         return
-    for item in iterable:
-        yield item
-        await anyio.lowlevel.checkpoint()
+    try:
+        for item in iterable:
+            yield item
+            await anyio.lowlevel.checkpoint()
+    finally:
+        if hasattr(iterable, "close"):
+            iterable.close()
 
 
 # -- streams ----------------------------------------------------------------------------------
@@ -334,7 +356,8 @@ class Stream(Generic[T]):
         try:
             call = self._call or await self._begin()
             while not call.ready:
-                await wait_woken(call)
+                if not call.progress:
+                    await next_news(call)
                 report(call, self._request.options.on_progress)
             if call.items:
                 return self._take(call)
@@ -387,7 +410,7 @@ class Stream(Generic[T]):
         await self._caller.driver.backend.uninterrupted(self._stop)
         call = self._call
         error = None if call is None else call.error
-        if error is not None and not isinstance(error, CallCancelledError):
+        if not isinstance(error, (NoneType, CallCancelledError, DeadlineExceededError)):
             raise error
 
     async def __aenter__(self) -> Self:

@@ -75,8 +75,11 @@ class Calls:
         :exc:`ValueEncodeError`, :exc:`ValueDecodeError`; :exc:`WorkerDied` and
         :exc:`WorkerClosedError` when the other side is gone.
         """
-        request, method = self._request(function, args, kwargs, streamed=False)
-        with context.client_span(self._offers.name, method):
+        request, _ = self._request(function, args, kwargs, streamed=False)
+        return await self._traced(request)
+
+    async def _traced(self, request: Request) -> Any:
+        with context.client_span(self._offers.name, request.method):
             return await self._ready_caller().call(request)
 
     @overload
@@ -140,7 +143,7 @@ class Calls:
             caller = self._ready_caller()
             if kind in ("generator", "async_generator"):
                 return Stream(caller, Request(name, args, kwargs, self._options, shape.item))
-            return caller.call(Request(name, args, kwargs, self._options, shape.result))
+            return self._traced(Request(name, args, kwargs, self._options, shape.result))
 
         return proxy(protocol, invoke, service=self._offers.name, offered=self._offers.kinds)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import numbers
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from ..errors import CallCancelledError, DeadlineExceededError, WrongKindError
-from ..wire.messages import Grant, Progress, StreamRef
+from ..errors import CallCancelledError, DeadlineExceededError, UsageError, WrongKindError
+from ..wire.messages import LARGEST_TEXT, Grant, Progress, StreamRef
 from . import failures
 from .link import Arrivals, InCall
 from .service import Method, Service
@@ -17,6 +18,9 @@ __all__ = ["ARGUMENT_WINDOW", "Argument", "bound", "check_kind", "find", "progre
 
 # Items of a streamed argument that may be on their way.
 ARGUMENT_WINDOW: Final = 32
+
+# A loop's timers may be early, by this much at most.
+EARLY: Final = 0.02  # seconds
 
 STREAMED: Final = ("generator", "async_generator")
 
@@ -110,12 +114,27 @@ def why_stopped(call: InCall) -> Mapping[str, object]:
 
 
 def stopped(call: InCall) -> CallCancelledError | DeadlineExceededError:
-    if not call.cancelled and call.deadline <= time.monotonic():
+    if not call.cancelled and call.deadline <= time.monotonic() + EARLY:
         return DeadlineExceededError(f"{call.method}: its time was over, and it was stopped")
     return CallCancelledError(f"{call.method} was cancelled")
 
 
 def progress(call: InCall, done: float, total: float | None, text: str) -> None:
-    """Tell the caller, if it wants to know and is still there."""
-    if call.meta and call.meta.get("progress") and call.id in call.link.peers:
-        call.link.send(Progress(call.id, done, total, text))
+    """Tell the caller, if it wants to know and is still there.
+
+    Raises :exc:`UsageError`, also where nobody wants to know, and :exc:`ValueEncodeError`.
+    """
+    done = amount("done", done)
+    total = None if total is None else amount("total", total)
+    if not isinstance(text, str):
+        raise UsageError(f"the text of a progress report is a str, not {type(text).__name__}")
+    link = call.link
+    if call.meta and call.meta.get("progress") and call.id in link.peers:
+        link.send(Progress(call.id, done, total, str(text)[:LARGEST_TEXT]))
+
+
+def amount(name: str, value: object) -> float:
+    """A number as a message can hold it: those of numpy too, but none below 0."""
+    if isinstance(value, numbers.Real) and float(value) >= 0:
+        return int(value) if isinstance(value, numbers.Integral) else float(value)
+    raise UsageError(f"{name} of a progress report is a number from 0 on, not {value!r:.100}")

@@ -54,7 +54,6 @@ class Hosting(Lanes):
     def enqueue(self, job: Job) -> None:
         """A thread for ``job``, or for its next part."""
         backend = self._loop.backend
-        job.queued = False
         backend.call(lambda: backend.spawn(lambda: self._run(job), f"forkwire: {self.name}"))
 
     async def _run(self, job: Job) -> None:

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import math
+import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Final, TypeVar
@@ -22,6 +25,7 @@ from .current import handling as current
 from .drivers import Driver
 from .handling import Argument, bound, why_stopped
 from .interrupting import Interrupted, Interrupter
+from .kinds import is_a
 from .link import InCall, OutCall
 from .service import Method
 
@@ -32,12 +36,16 @@ T = TypeVar("T")
 # Items of one generator, after which others have their turn.
 BURST: Final = 32
 
+# Of the stack, between a function that waits for its host and one that runs meanwhile.
+NESTED_FRAMES: Final = 64
+
 
 class Job:
     """A call that a lane runs, perhaps in parts."""
 
     __slots__ = (
         "again", "arguments", "call", "context", "items", "method", "over", "queued", "running",
+        "span",
     )  # fmt: skip
 
     def __init__(self, call: InCall, method: Method) -> None:
@@ -46,6 +54,7 @@ class Job:
         self.queued = self.running = self.again = self.over = False
         self.items: Any = None
         self.context: contextvars.Context | None = None
+        self.span: contextlib.AbstractContextManager[object] = context.NOTHING
         self.arguments: list[SyncArgument] = []
 
 
@@ -77,6 +86,7 @@ class Lanes:
     def begin(self, job: Job) -> bool:
         """A lane runs it from now on; False if it has ended."""
         with self._lock:
+            job.queued = False
             job.running = not job.over
             return job.running
 
@@ -91,21 +101,28 @@ class Lanes:
     def accept(self, call: InCall, method: Method) -> None:
         """Queue a call that came."""
         job = Job(call, method)
-        call.on_cancel = lambda: self.put(job)
+        call.on_cancel = lambda: self.drop(job)
         self.put(job)
+
+    def drop(self, job: Job) -> None:
+        """It is not wanted any more: answer at once if it has not begun, else its lane does."""
+        with self._lock:
+            waits = job.queued and job.context is None and not job.over
+            job.over = job.over or waits
+        if waits:
+            job.call.link.reply_error(job.call, why_stopped(job.call))
+        else:
+            self.put(job)
 
     def take(self, tree: str = "") -> Job | None:
         """The next job; with ``tree`` the next one in that."""
         with contextlib.suppress(IndexError):  # another lane was quicker
             if not tree:
-                job = self.queue.popleft()
-                job.queued = False
-                return job
+                return self.queue.popleft()
         for job in list(self.queue) if tree else ():
             if job.call.tree == tree:
                 with contextlib.suppress(ValueError):
                     self.queue.remove(job)
-                    job.queued = False
                     return job
         return None
 
@@ -121,6 +138,7 @@ class Lane:
         self.driver: Final = lanes.driver
         self.interrupter: Final = interrupter
         self.job: Job | None = None
+        self._context: Final = contextvars.copy_context()  # what every job begins with
 
     def run(self, over: Callable[[], bool]) -> None:
         """Run jobs until ``over()``, in this thread."""
@@ -146,7 +164,7 @@ class Lane:
         call = job.call
         try:
             if job.context is None:
-                if call.cancelled:
+                if call.cancelled or call.deadline <= time.monotonic():
                     job.over = True
                     call.link.reply_error(call, why_stopped(call))
                     return
@@ -162,9 +180,23 @@ class Lane:
     def _enter(self, job: Job) -> None:
         call = job.call
         data = call.meta.get("context") if call.meta else None
-        job.context = context.context_of(data) if data else contextvars.copy_context()
+        job.context = fresh = self._context.copy()  # of no job that waits beneath this one
+        if data:
+            trusted = call.link.limits.trusted
+            job.context = fresh.run(context.context_of, data, variables=trusted)
         job.context.run(current.set, call)
         call.lane = self
+        job.span = context.server_span(self.lanes.name, job.method.name)
+        if job.span is not context.NOTHING:
+            job.context.run(job.span.__enter__)
+
+    def _end_span(self, job: Job, error: BaseException | None = None) -> None:
+        """In the job's context, where it began: of a generator between its first and last step."""
+        span, job.span = job.span, context.NOTHING
+        if span is not context.NOTHING:
+            assert job.context is not None
+            trace = None if error is None else error.__traceback__
+            job.context.run(span.__exit__, None if error is None else type(error), error, trace)
 
     def _call(self, job: Job) -> None:
         call = job.call
@@ -174,24 +206,25 @@ class Lane:
         except BaseException as error:
             self._failed(job, error)
         else:
+            self._end_span(job)
             call.link.reply(call, value)
         finally:
             self._finish(job)
 
     def _guarded(
-        self, number: int, job: Job, function: Callable[..., T], *args: Any, **kw: Any
+        self, number: int, job: Job, function: Callable[..., T], /, *args: Any, **kw: Any
     ) -> T:
         """Call ``function`` in the job's context, where it can be interrupted."""
         assert job.context is not None
-        with context.server_span(self.lanes.name, job.method.name):
-            if self.interrupter is None:
-                return job.context.run(function, *args, **kw)
-            return self.interrupter.run(number, job.context.run, function, *args, **kw)
+        if self.interrupter is None:
+            return job.context.run(function, *args, **kw)
+        return self.interrupter.run(number, job.context.run, function, *args, **kw)
 
     def _failed(self, job: Job, error: BaseException) -> None:
-        if isinstance(error, Terminated):  # the worker ends
+        self._end_span(job, error)
+        if is_a(error, Terminated):  # the worker ends
             raise error
-        if isinstance(error, Interrupted):
+        if is_a(error, Interrupted):
             job.call.failed = why_stopped(job.call)
         job.call.link.reply_error(job.call, error)
 
@@ -220,9 +253,10 @@ class Lane:
                 )
             if self._burst(job):
                 return
-        except BaseException as error:
-            self._failed(job, error)
+        except BaseException as error:  # perhaps before a step, and not in one
+            self._failed(job, self._closed(job, error))
         else:
+            self._end_span(job)
             job.call.link.reply(job.call, None)
         self._finish(job)
 
@@ -231,20 +265,15 @@ class Lane:
         call = job.call
         for _ in range(BURST):
             if call.cancelled:
-                call.failed = why_stopped(call)
-                self._close(job)
-                raise CallCancelledError(call.method)
+                raise Interrupted(call.id)
             if not self._may_send(job):
                 return True
             try:
                 value = self._step(job)
             except StopIteration:
                 return False
-            try:
-                call.link.item(call, value)
-            except BaseException:
-                self._close(job)
-                raise
+            call.link.item(call, value)
+        self.driver.look()
         self.lanes.put(job)
         return True
 
@@ -269,17 +298,21 @@ class Lane:
         run, items = job.context.run, job.items
         return self.interrupter.step(job.call.id, lambda: run(next, items))
 
-    def _close(self, job: Job) -> None:
-        """Have the generator's ``finally`` run."""
+    def _closed(self, job: Job, error: BaseException) -> BaseException:
+        """Have the generator's ``finally`` run; what that raises is told instead of ``error``."""
         assert job.context is not None
         close = getattr(job.items, "close", None)
         if close is not None:
-            job.context.run(close)
+            try:
+                job.context.run(close)
+            except BaseException as other:
+                return other
+        return error
 
     # -- inside a handler ---------------------------------------------------------------------
 
-    def wait(self, ready: Callable[[], bool]) -> None:
-        """Block a handler until ``ready()``; meanwhile calls of its tree run.
+    def wait(self, ready: Callable[[], bool], until: float = math.inf) -> None:
+        """Block a handler until ``ready()``, or ``until``; meanwhile calls of its tree run.
 
         Raises :exc:`CallCancelledError` where the handler's call was cancelled.
         """
@@ -290,14 +323,23 @@ class Lane:
         def something() -> bool:
             return ready() or call.cancelled or bool(call.tree and lanes.has(call.tree))
 
-        while not ready():
+        while not ready() and time.monotonic() < until:
             if call.cancelled or call.link.over is not None:
                 raise CallCancelledError(f"{call.method} was cancelled")
             nested = lanes.take(call.tree) if call.tree else None
             if nested is not None:
-                self.advance(nested)
+                self._nest(nested)
             else:
-                self.driver.wait(something)
+                self.driver.wait(something, until)
+
+    def _nest(self, job: Job) -> None:
+        """Run ``job`` on top of the one that waits; it may recurse as deep as any other."""
+        sys.setrecursionlimit(sys.getrecursionlimit() + NESTED_FRAMES)
+        try:
+            self.advance(job)
+        finally:
+            with contextlib.suppress(RecursionError, ValueError):  # the job has set another
+                sys.setrecursionlimit(sys.getrecursionlimit() - NESTED_FRAMES)
 
     def stop(self, call: OutCall) -> None:
         """The handler does not want what it asked its host for: wait until that has stopped."""
@@ -308,7 +350,7 @@ class Lane:
         while not (call.ended or link.over):
             nested = self.lanes.take(call.tree) if call.tree else None
             if nested is not None:
-                self.advance(nested)
+                self._nest(nested)
             else:
                 self.driver.wait(
                     lambda: call.ended or bool(call.tree and self.lanes.has(call.tree))
@@ -317,17 +359,9 @@ class Lane:
     def send(self, function: Callable[[], T]) -> T:
         return function()
 
-    @contextlib.contextmanager
-    def ours(self) -> Iterator[None]:
-        """Our own code runs, called by a handler: nothing interrupts it."""
-        if self.interrupter is None:
-            yield
-            return
-        paused = self.interrupter.begin_pause()
-        try:
-            yield
-        finally:
-            self.interrupter.end_pause(paused)
+    def ours(self) -> contextlib.AbstractContextManager[None]:
+        """A block in which our own code runs, called by a handler: nothing interrupts it."""
+        return context.NOTHING if self.interrupter is None else self.interrupter.paused()
 
     @property
     def caller(self) -> BlockingCaller:

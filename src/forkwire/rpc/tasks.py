@@ -14,6 +14,7 @@ from . import context
 from .current import handling as current
 from .drivers import LoopDriver
 from .handling import Argument, bound, why_stopped
+from .kinds import is_a
 from .link import InCall, nothing
 from .service import Method
 
@@ -24,8 +25,8 @@ class Tasks:
     """Runs async functions and async generators, as many at a time as the link takes."""
 
     def __init__(self, driver: LoopDriver, name: str, *, in_host: bool = False) -> None:
-        # The loop is gone; or it is Ctrl-C, which a worker never hears.
-        self._raised: Final = (GeneratorExit, KeyboardInterrupt) if in_host else GeneratorExit
+        # Ctrl-C, which a worker never hears. A coroutine that is closed need not say so.
+        self._raised: Final = (KeyboardInterrupt,) if in_host else ()
         self._driver: Final = driver
         self._name: Final = name
         self._running = 0
@@ -73,7 +74,7 @@ class Tasks:
             raise
         except BaseException as error:  # sys.exit in a handler is an ordinary error
             link.reply_error(call, error)
-            if isinstance(error, self._raised):
+            if is_a(error, *self._raised):
                 raise
             return
         await self._roomy()
@@ -82,7 +83,8 @@ class Tasks:
     @contextlib.contextmanager
     def _surroundings(self, call: InCall) -> Any:
         data = call.meta.get("context") if call.meta else None
-        with context.applied(data), context.server_span(self._name, call.method):
+        trusted = call.link.limits.trusted
+        with context.applied(data, variables=trusted), context.server_span(self._name, call.method):
             yield
 
     async def _invoke(self, call: InCall, method: Method) -> Any:

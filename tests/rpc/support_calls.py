@@ -1,0 +1,54 @@
+"""What the tests of calls share; it holds no test."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+import forkwire
+from forkwire import Calls, Worker, open_worker
+
+from .services import calling
+
+SERVICES = Path(__file__).parent / "services"
+
+# A worker that should have ended a call within this hangs.
+LIMIT = 20.0
+
+
+@asynccontextmanager
+async def worker_of(service: object = calling, **options: Any) -> AsyncIterator[Worker]:
+    """A worker, which must not be needed for longer than a test may take."""
+    with anyio.fail_after(LIMIT):
+        async with open_worker(service, **options) as worker:
+            yield worker
+
+
+async def until(condition: Callable[[], Any]) -> Any:
+    """Wait for what nothing tells of."""
+    end = time.monotonic() + LIMIT
+    while not (value := condition()):
+        assert time.monotonic() < end, "in vain"
+        await anyio.sleep(0.002)
+    return value
+
+
+async def until_state(worker: Calls, key: str, value: int) -> None:
+    """Wait until the service has counted so far."""
+    with anyio.fail_after(LIMIT):
+        while await worker.call("state", key) != value:
+            await anyio.sleep(0.002)
+
+
+def raises(error: type[Exception], match: str = "") -> Any:
+    return pytest.raises(error, match=match)
+
+
+def is_remote(error: BaseException) -> bool:
+    return isinstance(error, forkwire.RemoteError)
