@@ -39,7 +39,10 @@ _warned = False
 
 @dataclass(slots=True)
 class Options:
-    """How to fork; `run` says what each means."""
+    """How to fork; `run` says what each means.
+
+    ``executes``: the worker becomes another program at once, so that no lock is of use to it.
+    """
 
     backend: BackendName
     grace: float
@@ -48,6 +51,7 @@ class Options:
     capture_stderr: bool
     capture_stdout: bool = False
     null_stdin: bool = False
+    executes: bool = False
 
 
 @dataclass(slots=True)
@@ -83,9 +87,10 @@ class Ends:
             ownership.close(fd)
 
 
-def get_ready() -> None:
+def get_ready(options: Options) -> None:
     """Streams are flushed, and the guard is there. Raises :exc:`WorkerStartError`."""
-    warn_of_threads()
+    if not options.executes:
+        warn_of_threads()
     descriptors.flush_standard_streams()
     guard.ensure_guard()
     reaping.reap_deserted()

@@ -96,7 +96,7 @@ def start_worker(
     runs here.
     """
     here = backend or current_backend()
-    get_ready()
+    get_ready(options)
     worker = None
     mask = signals.pthread_sigmask(signal.SIG_BLOCK, ())
     try:

@@ -89,13 +89,15 @@ class Handle:
             logs.host_level() if settings.logging else None,
             limits=settings.limits,
         )
+        options = output.capturing(
+            name, settings.grace, settings.limits.message, close_fds=settings.close_fds
+        )
+        options.executes = isinstance(settings.target, Program)
         self.control.lend()
         return start_worker(
-            execute if isinstance(settings.target, Program) else serve,
+            execute if options.executes else serve,
             start,
-            output.capturing(
-                name, settings.grace, settings.limits.message, close_fds=settings.close_fds
-            ),
+            options,
             label=output.label(settings.label),
             sinks=output.sinks(trusted=settings.limits.trusted),
             backend=backend,
