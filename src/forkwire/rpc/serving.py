@@ -8,6 +8,7 @@ holds up an async one.
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import os
 import threading
@@ -70,6 +71,7 @@ def _serve(input_: InputChannel, output: OutputChannel, start: Start) -> None:
         load_and_serve(link, start, mail)
     finally:
         link.on_idle()
+        link.outbox.close()  # SIGTERM may leave a thread that writes, while the channel is closed
         mail.close()
 
 
@@ -203,10 +205,9 @@ def run_lanes(lanes: Lanes, server: Server, count: int) -> None:
 def serve_with_loop(server: Server, start: Start) -> None:
     """A loop in a thread of its own, and lanes."""
     loop = LoopThread(server, start.backend)
-    lanes = loop.start()
     try:
-        run_lanes(lanes, server, start.threads)
-    finally:  # SIGTERM ends the lane here
+        run_lanes(loop.start(), server, start.threads)
+    finally:  # SIGTERM ends the lane here, or the start
         loop.stop()
     if loop.failure is not None:
         raise loop.failure
@@ -237,7 +238,10 @@ class LoopThread:
         """Cancel what runs, and wait until it has ended."""
         if self._driver is not None:
             self._driver.backend.run_soon(self._give_up)
-        self._thread.join()
+        else:
+            self._give_up()  # it is seen once the loop is there
+        with contextlib.suppress(RuntimeError):  # not even started
+            self._thread.join()
 
     def _give_up(self) -> None:
         self._server.link.fail(WorkerClosedError("the worker is ending"))
@@ -293,4 +297,5 @@ class LoopThread:
         server.greet()
         driver.start()
         self._ready.set()
+        look_for_end()
         await over.wait()
