@@ -33,6 +33,9 @@ FAIR_TURNS: Final = 32
 # System calls for one large message, some megabytes each at most, after which they do.
 LARGE_TURNS: Final = 4
 
+# Seconds; poll takes milliseconds that fit into an int of C.
+LONGEST_WAIT: Final = 1e6
+
 sched_yield: Callable[[], None] = getattr(os, "sched_yield", lambda: None)
 
 _wake_on_signals = False
@@ -177,8 +180,10 @@ def wait_blocking(fd: int, events: int, waker: Waker | None = None) -> None:
     wait_for_any(((fd, events),), waker)
 
 
-def wait_for_any(wanted: Iterable[tuple[int, int]], waker: Waker | None) -> None:
-    """`wait_blocking` for several descriptors, each with its events.
+def wait_for_any(
+    wanted: Iterable[tuple[int, int]], waker: Waker | None, seconds: float | None = None
+) -> None:
+    """`wait_blocking` for several descriptors, each with its events, or so many seconds.
 
     A signal that arrives just before the wait would be handled only after it, so a worker's main
     thread waits for signals too.
@@ -186,17 +191,18 @@ def wait_for_any(wanted: Iterable[tuple[int, int]], waker: Waker | None) -> None
     poll = select.poll()
     for fd, events in wanted:
         poll.register(fd, events)
+    timeout = None if seconds is None else min(seconds, LONGEST_WAIT) * 1000
     if waker is None:
-        poll.poll()
+        poll.poll(timeout)
         return
     poll.register(waker.read_end, select.POLLIN)
     if _wake_on_signals and threading.current_thread() is threading.main_thread():
         previous = signal.set_wakeup_fd(waker.write_end, warn_on_full_buffer=False)
         try:
-            ready = poll.poll()
+            ready = poll.poll(timeout)
         finally:
             signal.set_wakeup_fd(previous)  # may be a loop's; outside of waits Python needs none
     else:
-        ready = poll.poll()
+        ready = poll.poll(timeout)
     if any(number == waker.read_end for number, _ in ready):
         os.read(waker.read_end, 4096)

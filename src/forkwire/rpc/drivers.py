@@ -30,8 +30,8 @@ class Driver(Protocol):
     @property
     def link(self) -> Link: ...
 
-    def wait(self, ready: Ready) -> None:
-        """Block this thread until ``ready()``, or nothing more can come."""
+    def wait(self, ready: Ready, until: float = math.inf) -> None:
+        """Block this thread until ``ready()``, or ``until``, or nothing more can come."""
         ...
 
     def wake(self) -> None:
@@ -51,8 +51,8 @@ class Conditions:
         self._condition: Final = threading.Condition(threading.RLock())
         link.on_dispatched = self.wake
 
-    def wait(self, ready: Ready) -> None:
-        self.wait_until(ready, math.inf)
+    def wait(self, ready: Ready, until: float = math.inf) -> None:
+        self.wait_until(ready, until)
 
     def wait_until(self, ready: Ready, until: float) -> bool:
         """`wait`, up to a time of the monotonic clock; whether it is ready."""
@@ -182,13 +182,16 @@ class OwnDriver:
         link.outbox.on_blocked = self._on_blocked
         link.in_driver = self._in_driver
 
-    def wait(self, ready: Ready) -> None:
+    def wait(self, ready: Ready, until: float = math.inf) -> None:
         link = self.link
         while not (ready() or link.ended):
+            left = None if until == math.inf else until - time.monotonic()
+            if left is not None and left <= 0:
+                return
             if link.outbox.waiting:
                 flush(link)
             if not self._patience.pays_off(link.pump) and not ready():
-                self._sleep()
+                self._sleep(left)
 
     def wake(self) -> None:
         """There is no other thread."""
@@ -204,14 +207,14 @@ class OwnDriver:
         function()
         self._on_blocked()  # this thread may sleep: it is to see what has changed
 
-    def _sleep(self) -> None:
+    def _sleep(self, seconds: float | None) -> None:
         link = self.link
         if link.ended:
             return
         wanted = [(link.source.fd, select.POLLIN)]
         if link.outbox.waiting:
             wanted.append((link.sink.fd, select.POLLOUT))
-        wait_for_any(wanted, this_threads_waker())
+        wait_for_any(wanted, this_threads_waker(), seconds)
 
 
 def flush(link: Link) -> None:
