@@ -49,7 +49,9 @@ streams = st.integers(0, 2)
 values = st.sampled_from([None, 1])
 credits_ = st.sampled_from([1, 2, 2**31 - 1])
 arguments = st.lists(streams.map(StreamRef) | values, max_size=3)
-metas = st.just({}) | st.builds(lambda n: {"credit": n}, st.sampled_from([0, 1, 3, 2**31 - 1]))
+metas: st.SearchStrategy[dict[str, Any]] = st.just({}) | st.builds(
+    lambda n: {"credit": n}, st.sampled_from([0, 1, 3, 2**31 - 1])
+)
 
 about_calls = (
     st.builds(Result, ids, values)
