@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import logging
 import os
 import threading
 from collections.abc import Callable
@@ -63,9 +64,13 @@ def serve(input_: InputChannel, output: OutputChannel, start: Start) -> None:
 def _serve(input_: InputChannel, output: OutputChannel, start: Start) -> None:
     link = Link(input_, output, name="the host", limits=start.limits)
     link.on_end = lambda error: link.fail(gone(error))
+    if start.ask_log_level:
+        link.pump()  # the host greets at once: what it says may be there
     log_level = hosts_log_level(link) if start.ask_log_level else start.log_level
     mail = Mail(link)
     bridge = None if log_level is None else logs.install(mail, log_level, running_call)
+    if start.ask_log_level and not link.greeted:
+        link.on_hello = lambda: logging.getLogger().setLevel(hosts_log_level(link))
     link.on_idle = nothing if bridge is None else bridge.flush
     try:
         load_and_serve(link, start, mail)
@@ -97,11 +102,10 @@ def load_and_serve(link: Link, start: Start, mail: Mail) -> None:
         serve_alone(server)
 
 
-def hosts_log_level(link: Link) -> int | None:
-    """What the host's greeting says, which it sends at once."""
-    OwnDriver(link).wait(lambda: link.greeted)
+def hosts_log_level(link: Link) -> int:
+    """What the host's greeting says; unless it has come, what Python has by default."""
     level = link.session.peer_about.get("log_level")
-    return level if type(level) is int and 0 <= level <= HIGHEST_LEVEL else None
+    return level if type(level) is int and 0 <= level <= HIGHEST_LEVEL else logging.WARNING
 
 
 def gone(error: ProcessWorkerIPCError | None) -> ForkwireError:
@@ -292,7 +296,15 @@ class LoopThread:
                 driver.backend.call(over.set)
 
         link.accept = server.accept_into(accept)
-        link.on_hello = lambda: calls._offers.learn(link)
+        heard = link.on_hello
+
+        def greeted() -> None:
+            heard()
+            calls._offers.learn(link)
+
+        if link.greeted:
+            greeted()
+        link.on_hello = greeted
         link.on_idle = tasks.on_idle = look_for_end
         server.greet()
         driver.start()
