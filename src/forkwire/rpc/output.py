@@ -9,6 +9,10 @@ answered go through different pipes: a result may be here before the line printe
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
+import io
+import sys
 from typing import Final
 
 from ..process.backend import BackendName
@@ -16,7 +20,7 @@ from ..process.fork import Options
 from ..process.stderr import Sink, to_stderr, to_stdout
 from ..wire.text import clean
 
-__all__ = ["LABEL", "capturing", "label", "sinks"]
+__all__ = ["LABEL", "capturing", "label", "print_at_once", "sinks"]
 
 LABEL: Final = 40  # characters of a worker's name; more would crowd out the line itself
 
@@ -60,3 +64,15 @@ def capturing(
         capture_stdout=True,
         null_stdin=True,
     )
+
+
+def print_at_once() -> None:
+    """In an interpreter of its own: what is printed into a pipe would wait until there is much.
+
+    As in a forked worker every line goes out as it ends, in UTF-8, and a crash in C is told.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
+    with contextlib.suppress(OSError, ValueError, AttributeError, RuntimeError):  # no stderr
+        faulthandler.enable()

@@ -17,6 +17,7 @@ from ..process.backend import BackendName
 from ..process.cancelling import Termination, listen_in_plain_code
 from ..process.channels import InputChannel, OutputChannel
 from .control_pipe import ControlPipe
+from .output import print_at_once
 from .programs import CONTROL, FDS
 from .serving import Start, serve
 
@@ -39,10 +40,11 @@ def main(arguments: Sequence[str]) -> NoReturn:
     status = 1
     try:
         listen_in_plain_code(termination, on_main_thread=True)
+        print_at_once()
         start = start_of(arguments)
-        input_, output = channels(os.environ.get(FDS, "3,4"))
-        with contextlib.closing(input_), contextlib.closing(output):
-            serve(input_, output, start)
+        input_, output_ = channels(os.environ.get(FDS, "3,4"))
+        with contextlib.closing(input_), contextlib.closing(output_):
+            serve(input_, output_, start)
         status = 0
     except UsageError as error:
         print(f"forkwire serve: {error}\n\n{HELP}", end="", file=sys.stderr)
