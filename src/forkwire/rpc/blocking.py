@@ -17,6 +17,7 @@ from ..errors import CallCancelledError, UsageError
 from ..wire.messages import Credit, Send, Sent, StreamRef
 from . import context, failures
 from .current import Inside, handling, new_tree, tree_for_call
+from .interrupting import Interrupted
 from .link import Link, OutCall
 from .requests import Request, log_unseen, report
 
@@ -46,6 +47,10 @@ class Waiter(Protocol):
         """Inside, nothing but what waits is interrupted."""
         ...
 
+    def theirs(self, function: Callable[[], T]) -> T:
+        """Inside of `ours`, call what is not our code, and may be interrupted."""
+        ...
+
     def send(self, function: Callable[[], T]) -> T:
         """Call ``function``, which uses the link, so that nothing interrupts it half way."""
         ...
@@ -63,7 +68,7 @@ class BlockingCaller:
         call, feeders = self.begin(request)
         try:
             self.wait_for(call, feeders, request, lambda: call.ended)
-            report(call, request.options.on_progress)
+            self.report(call, request)
             self.finish(call, feeders)
         except BaseException:
             self.give_up(call, feeders)
@@ -184,11 +189,16 @@ class BlockingCaller:
         while not ready():
             for feeder in feeders:
                 feeder.feed()
-            report(call, request.options.on_progress)
+            self.report(call, request)
             check_time(request)
             self.sleep(call, something, deadline)
             if self.link.over is not None and not ready():
                 raise self.link.over
+
+    def report(self, call: OutCall, request: Request) -> None:
+        """Tell the progress that came."""
+        if call.progress:
+            self.waiter.theirs(lambda: report(call, request.options.on_progress))
 
     def give_up(self, call: OutCall, feeders: Sequence[Feeder]) -> None:
         """Stop it, and wait until it has."""
@@ -285,12 +295,14 @@ class Feeder:
             return
         token = handling.set(self._inside)
         try:
-            value = next(self._iterator, self)
+            value = self._caller.waiter.theirs(lambda: next(self._iterator, self))
             if self._stopped or value is self:
                 self._end()
                 return
             self._credit -= 1
             self._send(Send(self._call.id, self.number, value))
+        except Interrupted:
+            raise
         except (Exception, SystemExit) as error:
             self.failure = error
             self._end()
@@ -342,7 +354,7 @@ class SyncStream(Generic[T]):
             call = self._call or self._begin()
             if not call.ready:
                 self._caller.wait_for(call, self._feeders, self._request, lambda: call.ready)
-            report(call, self._request.options.on_progress)
+            self._caller.report(call, self._request)
             if call.items:
                 return self._take(call)
         except BaseException:

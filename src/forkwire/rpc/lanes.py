@@ -363,6 +363,12 @@ class Lane:
         """A block in which our own code runs, called by a handler: nothing interrupts it."""
         return context.NOTHING if self.interrupter is None else self.interrupter.paused()
 
+    def theirs(self, function: Callable[[], T]) -> T:
+        """Inside of `ours`, call what is the handler's code, which may be interrupted."""
+        if self.interrupter is None or self.job is None:
+            return function()
+        return self.interrupter.step(self.job.call.id, function)
+
     @property
     def caller(self) -> BlockingCaller:
         """What a handler calls its host with."""

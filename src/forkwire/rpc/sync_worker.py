@@ -310,6 +310,9 @@ class SyncCaller(BlockingCaller):
     def ours(self) -> AbstractContextManager[None]:
         return NOTHING
 
+    def theirs(self, function: Callable[[], T]) -> T:
+        return function()
+
     def wake(self) -> None:
         self._driver.wake()
 

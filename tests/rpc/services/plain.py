@@ -246,3 +246,16 @@ def _double(n: int) -> int:
 def apply(names: list[str]) -> list[object]:
     here: dict[str, Callable[[], object]] = {"pid": pid, "who": who}
     return [here[name]() for name in names]
+
+
+def countdown_plain(n: int) -> int:
+    """As `countdown`, through a plain function of the host."""
+    return 0 if n == 0 else 1 + int(current_call().host.call("bounce_plain", n - 1))
+
+
+def feed_slowly() -> int:
+    def numbers() -> Iterator[int]:
+        yield 1
+        time.sleep(60)
+
+    return int(current_call().host.call("total", numbers()))
