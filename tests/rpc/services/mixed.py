@@ -6,6 +6,7 @@ import threading
 
 import forkwire
 from forkwire import sync
+from forkwire.process.backend import current_backend
 
 
 def spin() -> None:
@@ -46,3 +47,7 @@ async def wrong_in_async() -> str:
     except forkwire.UsageError as error:
         return str(error)
     return ""
+
+
+async def loop() -> str:
+    return current_backend().name
