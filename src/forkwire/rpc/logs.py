@@ -162,6 +162,13 @@ class Bridge(logging.Handler):
         root.handlers = [self]
         root.setLevel(level)
 
+    def set_level(self, level: int | None) -> None:
+        """The host has told its level; None: it wants no records."""
+        if level is None:
+            self.uninstall()
+        else:
+            logging.getLogger().setLevel(level)
+
     def uninstall(self) -> None:
         """Put back what `install` replaced."""
         self.flush()

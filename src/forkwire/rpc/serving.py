@@ -69,8 +69,8 @@ def _serve(input_: InputChannel, output: OutputChannel, start: Start) -> None:
     log_level = hosts_log_level(link) if start.ask_log_level else start.log_level
     mail = Mail(link)
     bridge = None if log_level is None else logs.install(mail, log_level, running_call)
-    if start.ask_log_level and not link.greeted:
-        link.on_hello = lambda: logging.getLogger().setLevel(hosts_log_level(link))
+    if bridge is not None and start.ask_log_level and not link.greeted:
+        link.on_hello = lambda: bridge.set_level(hosts_log_level(link))
     link.on_idle = nothing if bridge is None else bridge.flush
     try:
         load_and_serve(link, start, mail)
@@ -102,10 +102,12 @@ def load_and_serve(link: Link, start: Start, mail: Mail) -> None:
         serve_alone(server)
 
 
-def hosts_log_level(link: Link) -> int:
-    """What the host's greeting says; unless it has come, what Python has by default."""
+def hosts_log_level(link: Link) -> int | None:
+    """What the host's greeting says, None: no records are wanted. Python's default before it."""
+    if not link.greeted:
+        return logging.WARNING
     level = link.session.peer_about.get("log_level")
-    return level if type(level) is int and 0 <= level <= HIGHEST_LEVEL else logging.WARNING
+    return level if type(level) is int and 0 <= level <= HIGHEST_LEVEL else None
 
 
 def gone(error: ProcessWorkerIPCError | None) -> ForkwireError:
