@@ -208,6 +208,7 @@ class Link:
         self.send(Hello({"protocol": [VERSION], "limits": limits, **about}))
         if self.session.peer_state is SideState.LEFT:
             self.goodbye()
+        self.in_driver(self._take_held)
 
     def goodbye(self, error: Data | None = None) -> None:
         """No calls any more, either way; those in flight still end. Idempotent."""
@@ -403,16 +404,27 @@ class Link:
 
         By one thread at a time, the driver's.
         """
-        if self.ended:
+        if self.ended or self.source.closed:
             return False
+        came = self._guarded(self._read)
+        if came:
+            self.on_dispatched()
+        return came
+
+    def _read(self) -> bool:
         came = False
+        for _ in range(TURNS):
+            if not self.source.fill():
+                break
+            came = True
+            if not self._take_frames() or not self.source.more:
+                break
+        return came
+
+    def _guarded(self, read: Callable[[], bool]) -> bool:
+        """``read()``, or the end if that fails."""
         try:
-            for _ in range(TURNS):
-                if not self.source.fill():
-                    break
-                came = True
-                if not self._take_frames() or not self.source.more:
-                    break
+            return read()
         except ProcessWorkerIPCError as error:
             self.break_off(error)
         except Exception as error:  # of ours; but nobody is to wait for what was lost with it
@@ -421,18 +433,26 @@ class Link:
             )
             failure.__cause__ = error
             self.break_off(failure)
-        if came:
-            self.on_dispatched()
-        return came
+        return True
 
     def _take_frames(self) -> bool:
         next_message = self.source.decoder.next_message
-        while not self.ended and (message := next_message()) is not None:
+        while not (self.ended or self._is_early) and (message := next_message()) is not None:
             if isinstance(message, EndOfFile):
                 self._finish(None)
                 return False
             self.receive(message)
         return not self.ended
+
+    @property
+    def _is_early(self) -> bool:
+        """The peer has greeted and may ask, and we have not and may not answer."""
+        return self.greeted and self.session.state is SideState.NEW
+
+    def _take_held(self) -> None:
+        """What came before our greeting."""
+        if not (self.ended or self.source.closed) and self._guarded(self._take_frames):
+            self.on_dispatched()
 
     def receive(self, frame: bytes) -> None:
         """One frame came. Raises :exc:`ProtocolError`."""

@@ -35,6 +35,7 @@ class Outbox:
         self._sink: Final = sink
         self._lock: Final = threading.RLock()  # a finaliser may come in between
         self._queue: deque[Parts] = deque()
+        self._owned = 0  # messages at its start whose memory is our own
         self._batch = 0  # bytes in what the sink has begun
         self._flushing = False
         self._to_own = False  # a finaliser put something while a flush was going on
@@ -148,7 +149,7 @@ class Outbox:
     def _give_up(self) -> None:
         self.gone = True
         self._queue.clear()
-        self.waiting = self._batch = 0
+        self.waiting = self._batch = self._owned = 0
 
     def _flush(self) -> bool:
         while True:
@@ -170,6 +171,7 @@ class Outbox:
         size = 0
         while self._queue and size < BATCH and len(parts) < BATCH_PARTS:
             message = self._queue.popleft()
+            self._owned = max(0, self._owned - 1)
             parts += message
             size += sum(map(len, message))
         self._batch = size
@@ -177,7 +179,10 @@ class Outbox:
 
     def _own(self) -> None:
         self._sink.own_rest()
-        self._queue = deque(tuple(bytes(part) for part in parts) for parts in self._queue)
+        queue = self._queue
+        lent = [queue.pop() for _ in range(len(queue) - self._owned)]
+        queue.extend(tuple(bytes(part) for part in parts) for parts in reversed(lent))
+        self._owned = len(queue)
 
 
 class Unread:
