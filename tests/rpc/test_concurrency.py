@@ -45,10 +45,10 @@ async def test_async_handlers_run_at_the_same_time() -> None:
 async def test_threads_run_plain_functions_at_the_same_time(tmp_path: Any) -> None:
     """With ``threads=2`` one of them may wait for what the other does."""
     path = tmp_path / "there"
-    async with worker_of({"wait": wait, "touch": touch}, threads=2) as worker:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(worker.call, "wait", str(path))
-            await worker.call("touch", str(path))
+    service = {"wait": wait, "touch": touch}
+    async with worker_of(service, threads=2) as worker, anyio.create_task_group() as tasks:
+        tasks.start_soon(worker.call, "wait", str(path))
+        await worker.call("touch", str(path))
 
 
 def wait(path: str) -> str:

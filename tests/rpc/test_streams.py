@@ -76,10 +76,14 @@ async def test_leaving_the_block_waits_for_the_finally(function: str) -> None:
 async def test_an_exception_in_the_block_passes(function: str) -> None:
     """It leaves the block as it is, and the generator is stopped."""
     async with worker_of() as worker:
-        with pytest.raises(KeyError, match="mine"):
+
+        async def read() -> None:
             async with worker.stream(function) as stream:
                 async for _ in stream:
                     raise KeyError("mine")
+
+        with pytest.raises(KeyError, match="mine"):
+            await read()
         assert await worker.call("state", "closed") == 1
 
 

@@ -24,14 +24,17 @@ import anyio.lowlevel
 from ..errors import CallCancelledError, DeadlineExceededError, UsageError
 from ..wire.messages import Credit, Send, Sent, StreamRef
 from . import context, failures
-from .current import Inside, handling, new_tree, tree_for_call
+from .current import Inside, handling, may_wait, new_tree, tree_for_call
 from .drivers import LoopDriver
 from .link import Link, OutCall, nothing
 from .requests import Request, log_unseen, report
 
-__all__ = ["Caller", "Stream"]
+__all__ = ["Caller", "Stream", "roomy"]
 
 T = TypeVar("T")
+
+# So much later than the other side's clock ours may say that a call's time is over.
+PATIENCE: Final = 1.0  # seconds
 
 WRITTEN: Final = 0.01  # seconds between looks, at the end of a worker only
 
@@ -124,9 +127,8 @@ class Caller:
     async def _until_our_deadline(self) -> None:
         """Ours is the same, by another clock: let the scope say so that asked for it."""
         left = anyio.current_effective_deadline() - anyio.current_time()
-        if left < 1:
-            await anyio.sleep(max(left, 0))
-            await anyio.lowlevel.checkpoint()
+        if left < PATIENCE:
+            await anyio.sleep(max(left, 0) + PATIENCE)
 
     async def end_pumps(self, pumps: Sequence[ArgumentPump]) -> None:
         """Nobody takes the arguments any more."""
@@ -141,9 +143,9 @@ class Caller:
         """Send ``request`` once there is room for it."""
         link = self.link
         await anyio.lowlevel.checkpoint_if_cancelled()
-        tree = tree_for_call()
-        while not (link.has_room or tree):  # one that others wait for does not wait for others
+        while not link.has_room and may_wait():
             await self._room()
+        tree = tree_for_call()
         args, kwargs, streams = streams_in(request)
         meta = self._meta(request, credit, new_tree() if streams else tree)
         pumps: list[ArgumentPump] = []
@@ -187,6 +189,15 @@ class Caller:
         if (carried := context.capture(variables=self.link.limits.trusted)) is not None:
             meta["context"] = carried
         return meta
+
+
+async def roomy(driver: LoopDriver) -> None:
+    """Until what waits to be written is little, or nobody reads it any more."""
+    outbox = driver.link.outbox
+    while outbox.crowded and not outbox.gone:
+        event = anyio.Event()
+        outbox.when_roomy(lambda event=event: driver.backend.call(event.set))  # type: ignore[misc]
+        await event.wait()
 
 
 class Waiting(list[anyio.Event]):
@@ -287,14 +298,11 @@ class ArgumentPump:
                 self._caller.link.send(Send(self._call.id, self._number, value))
 
     async def _credited(self) -> None:
-        while not self._credit or self._caller.link.outbox.crowded:
+        await roomy(self._caller.driver)
+        while not self._credit:
             event = anyio.Event()
             self._wake = event.set
-            if not self._credit:
-                await event.wait()
-            else:
-                self._caller.link.outbox.when_roomy(self._caller.in_loop(event.set))
-                await event.wait()
+            await event.wait()
 
     def _finish(self) -> None:
         call = self._call
@@ -359,6 +367,8 @@ class Stream(Generic[T]):
                 if not call.progress:
                     await next_news(call)
                 report(call, self._request.options.on_progress)
+            if self._over:  # another task has stopped it meanwhile
+                raise StopAsyncIteration
             if call.items:
                 return self._take(call)
         except BaseException:

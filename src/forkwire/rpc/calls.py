@@ -11,7 +11,7 @@ import anyio.lowlevel
 
 from ..errors import UsageError
 from . import context
-from .aio import Caller, Stream
+from .aio import Caller, Stream, roomy
 from .current import handling
 from .handling import check_kind, progress
 from .kinds import Kind
@@ -220,6 +220,7 @@ class CurrentCall:
         ``done`` of ``total``, in whatever unit; ``text``: at most 4096 characters of it are sent.
         """
         await anyio.lowlevel.checkpoint()
+        await roomy(self.host._ready_caller().driver)
         progress(self._call, done, total, text)
 
     def shield(self) -> AbstractContextManager[object]:

@@ -8,7 +8,7 @@ from typing import Final
 
 from .link import InCall
 
-__all__ = ["Inside", "handling", "new_tree", "tree_for_call"]
+__all__ = ["Inside", "handling", "may_wait", "new_tree", "tree_for_call"]
 
 
 class Inside:
@@ -28,6 +28,12 @@ def tree_for_call() -> str:
     """What a call made here carries, so that it may run inside those that wait for it; or ""."""
     call = handling.get()
     return "" if call is None else tree_of(call)
+
+
+def may_wait() -> bool:
+    """Whether a call made here may wait for others to end: none of them waits for this one."""
+    call = handling.get()
+    return call is None or (isinstance(call, InCall) and not call.nested)
 
 
 def tree_of(call: InCall | Inside) -> str:

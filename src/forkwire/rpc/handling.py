@@ -11,10 +11,12 @@ from typing import Any, Final
 from ..errors import CallCancelledError, DeadlineExceededError, UsageError, WrongKindError
 from ..wire.messages import LARGEST_TEXT, Grant, Progress, StreamRef
 from . import failures
+from .kinds import is_a
 from .link import Arrivals, InCall
 from .service import Method, Service
 
-__all__ = ["ARGUMENT_WINDOW", "Argument", "bound", "check_kind", "find", "progress", "why_stopped"]
+__all__ = ["ARGUMENT_WINDOW", "Argument", "bound", "check_kind", "find", "gave_up", "progress",
+           "why_stopped"]  # fmt: skip
 
 # Items of a streamed argument that may be on their way.
 ARGUMENT_WINDOW: Final = 32
@@ -67,8 +69,10 @@ class Argument:
     def take(self) -> Any:
         """The next item that came. Raises the end's error, :exc:`ValueDecodeError`, StopIteration.
 
-        Only when ``arrivals.ready``.
+        Only when ``arrivals.ready``. Raises :exc:`CallCancelledError` where the call was cancelled.
         """
+        if self._call.cancelled:
+            raise CallCancelledError(f"{self._call.method} was cancelled")
         if self.arrivals.items:
             self._granted -= 1
             return self._convert(self.arrivals.items.popleft())
@@ -108,6 +112,11 @@ def bound(
     )
 
 
+def gave_up(call: InCall, error: BaseException) -> bool:
+    """Whether ``error`` is what our own functions raise in a handler that was cancelled."""
+    return call.cancelled and is_a(error, CallCancelledError)
+
+
 def why_stopped(call: InCall) -> Mapping[str, object]:
     """What a call that was stopped ends with."""
     return failures.describe(stopped(call))
@@ -129,7 +138,8 @@ def progress(call: InCall, done: float, total: float | None, text: str) -> None:
     if not isinstance(text, str):
         raise UsageError(f"the text of a progress report is a str, not {type(text).__name__}")
     link = call.link
-    if call.meta and call.meta.get("progress") and call.id in link.peers:
+    wanted = call.meta and call.meta.get("progress") and call.id in link.peers
+    if wanted and not link.outbox.crowded:  # a later report says more
         link.send(Progress(call.id, done, total, str(text)[:LARGEST_TEXT]))
 
 

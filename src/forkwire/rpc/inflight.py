@@ -96,7 +96,8 @@ class InCall:
     """A call that the peer made; a notification has the id 0.
 
     ``cancelled``: the peer wants it stopped, or is gone. ``credit``: items that may be sent; None
-    where no stream is wanted. ``deadline``: in :func:`time.monotonic`'s terms.
+    where no stream is wanted. ``deadline``: in :func:`time.monotonic`'s terms. ``nested``: a call
+    of our own waits for it.
     """
 
     __slots__ = (
@@ -112,6 +113,7 @@ class InCall:
         "link",
         "meta",
         "method",
+        "nested",
         "on_cancel",
         "on_credit",
         "tree",
@@ -127,6 +129,9 @@ class InCall:
         self.credit: int | None = meta.get("credit") if meta else None
         self.deadline = deadline_in(meta["timeout"]) if "timeout" in meta else math.inf
         self.tree: str = meta.get("tree", "") if meta else ""
+        self.nested = bool(self.tree) and any(
+            call.tree == self.tree for call in list(link.calls.values())
+        )
         self.begun = False  # its handler runs
         self.failed: Mapping[str, Any] | None = None  # what it ends with, whatever is raised
         self.lane: Any = None  # the one that runs it, if one does

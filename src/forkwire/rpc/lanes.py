@@ -23,7 +23,7 @@ from . import context
 from .blocking import BlockingCaller
 from .current import handling as current
 from .drivers import Driver
-from .handling import Argument, bound, why_stopped
+from .handling import Argument, bound, gave_up, why_stopped
 from .interrupting import Interrupted, Interrupter
 from .kinds import is_a
 from .link import InCall, OutCall
@@ -224,7 +224,7 @@ class Lane:
         self._end_span(job, error)
         if is_a(error, Terminated):  # the worker ends
             raise error
-        if is_a(error, Interrupted):
+        if is_a(error, Interrupted) or gave_up(job.call, error):
             job.call.failed = why_stopped(job.call)
         job.call.link.reply_error(job.call, error)
 

@@ -9,11 +9,13 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any, Final
 
 import anyio
+import anyio.lowlevel
 
 from . import context
+from .aio import roomy
 from .current import handling as current
 from .drivers import LoopDriver
-from .handling import Argument, bound, why_stopped
+from .handling import Argument, bound, gave_up, why_stopped
 from .kinds import is_a
 from .link import InCall, nothing
 from .service import Method
@@ -55,6 +57,9 @@ class Tasks:
 
     async def _handle(self, call: InCall, method: Method) -> None:
         link = call.link
+        if call.cancelled:
+            link.reply_error(call, why_stopped(call))
+            return
         cancelled = anyio.get_cancelled_exc_class()
         value = None
         try:
@@ -62,8 +67,6 @@ class Tasks:
                 if call.deadline != math.inf:
                     scope.deadline = anyio.current_time() + call.deadline - time.monotonic()
                 call.on_cancel = scope.cancel
-                if call.cancelled:
-                    scope.cancel()
                 with self._surroundings(call):
                     value = await self._invoke(call, method)
             if scope.cancelled_caught:
@@ -73,7 +76,7 @@ class Tasks:
             link.reply_error(call, why_stopped(call))
             raise
         except BaseException as error:  # sys.exit in a handler is an ordinary error
-            link.reply_error(call, error)
+            link.reply_error(call, why_stopped(call) if gave_up(call, error) else error)
             if is_a(error, *self._raised):
                 raise
             return
@@ -130,11 +133,7 @@ class Tasks:
                 call.on_credit = nothing
 
     async def _roomy(self) -> None:
-        outbox = self._driver.link.outbox
-        while outbox.crowded and not outbox.gone:
-            event = anyio.Event()
-            outbox.when_roomy(lambda event=event: self._driver.backend.call(event.set))  # type: ignore[misc]
-            await event.wait()
+        await roomy(self._driver)
 
 
 async def shielded(function: Callable[[], Any]) -> None:
@@ -159,6 +158,7 @@ class AsyncArgument:
             event = anyio.Event()
             arrivals.wake = event.set
             await event.wait()
+            await anyio.lowlevel.checkpoint_if_cancelled()  # that the call was is no item
         try:
             return self._argument.take()
         except StopIteration:

@@ -93,6 +93,38 @@ def count_run() -> int:
     return _state["ran"]
 
 
+async def count_run_later() -> int:
+    return count_run()
+
+
+async def nap_then_count(seconds: float) -> None:
+    await anyio.sleep(seconds)
+    count_run()
+
+
+def append_slowly(path: str, text: str) -> None:
+    time.sleep(0.03)
+    with open(path, "a") as file:
+        file.write(text)
+
+
+async def append_slowly_later(path: str, text: str) -> None:
+    await anyio.sleep(0.03)
+    append_slowly(path, text)
+
+
+_kept = b""
+
+
+def keep(data: bytes) -> None:
+    global _kept
+    _kept = data
+
+
+def kept() -> dict[int, int]:
+    return {value: _kept.count(value) for value in set(_kept)}
+
+
 def pid() -> int:
     return os.getpid()
 
@@ -385,6 +417,10 @@ def total(numbers: Iterator[int]) -> int:
 
 async def total_later(numbers: AsyncIterator[int]) -> int:
     return sum([n async for n in numbers])
+
+
+def run_total(numbers: Iterator[int]) -> None:
+    _state["ran"] = sum(numbers)
 
 
 def first(numbers: Iterator[int]) -> int:
