@@ -17,11 +17,11 @@ from typing import NoReturn
 import pytest
 
 from forkwire.rpc.poll_thread import Bell
-from forkwire.rpc.uninterrupted import Uninterrupted
+from forkwire.rpc.uninterrupted import Postponed, Uninterrupted
 from forkwire.sync import SyncWorker, open_worker
 
 from .services import plain
-from .support_sync import SERVICES, is_running, run_script, until, worker
+from .support_sync import SERVICES, in_background, is_running, run_script, until, worker
 
 __all__ = ["worker"]
 
@@ -160,14 +160,20 @@ def test_a_handler_that_raises_nothing_changes_nothing(worker: SyncWorker) -> No
     assert handled == [signal.SIGUSR1]
 
 
-def test_a_handler_may_call_the_worker(worker: SyncWorker) -> None:
-    """While a call of the same thread waits."""
-    results = []
-    signal.signal(signal.SIGUSR1, lambda number, frame: results.append(worker.statistics().calls))
-    thread = when(lambda: worker.statistics().in_flight)
-    worker.call("nap", 0.1)
-    thread.join()
-    assert results == [1]
+def test_a_handler_may_call_the_worker() -> None:
+    """While a call of the same thread waits, and at any other moment of many."""
+    results: list[int] = []
+    with open_worker(plain, threads=2) as worker:
+        signal.signal(
+            signal.SIGUSR1, lambda number, frame: results.append(worker.call("add", 1, 2))
+        )
+        thread = when(lambda: worker.statistics().in_flight, times=50)
+        while thread.is_alive():
+            assert worker.call("add", 3, 4) == 7
+            assert list(worker.stream("count", 40)) == list(range(40))
+        thread.join()
+        assert worker.call("add", 1, 2) == 3
+    assert set(results) == {3}
 
 
 # -- the block --------------------------------------------------------------------------------
@@ -193,6 +199,28 @@ def test_blocks_nest() -> None:
         os.kill(os.getpid(), signal.SIGUSR1)
         steps.append("outer")
     assert steps == ["inner", "outer"]
+
+
+def test_a_postponed_handler_runs_at_the_end_of_the_block() -> None:
+    """All of them, and the last error is raised."""
+    steps = []
+    previous = signal.signal(signal.SIGUSR2, lambda number, frame: steps.append("two"))
+    try:
+        with pytest.raises(Alarm), Postponed():  # noqa: PT012
+            os.kill(os.getpid(), signal.SIGUSR1)
+            os.kill(os.getpid(), signal.SIGUSR2)
+            steps.append("done")
+    finally:
+        signal.signal(signal.SIGUSR2, previous)
+    assert steps == ["done", "two"]
+    assert signal.getsignal(signal.SIGUSR1) is raise_alarm
+
+
+def test_other_threads_have_no_handlers() -> None:
+    """There a block is nothing special."""
+    with in_background(lambda: Postponed().__enter__()._handlers) as outcome:
+        pass
+    assert outcome == [{}]
 
 
 def test_a_handler_set_inside_stays() -> None:
@@ -254,10 +282,11 @@ with open_worker(plain) as worker:
 
 
 HAMMER = """
-import gc, json, os, random, signal, sys, threading, time
-import plain
+import gc, json, os, random, signal, sys, threading, time, warnings
+import forkwire, plain
 from forkwire.sync import open_worker
 
+warnings.simplefilter("ignore", forkwire.ForkThreadsWarning)  # of the attacker
 random.seed(int(sys.argv[1]))
 caught, calls, pids, wrong, on = 0, 0, [], [], True
 

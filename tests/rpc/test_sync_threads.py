@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +43,42 @@ def test_threads_stream_at_once(worker: SyncWorker) -> None:
     in_threads(stream, 10)
 
 
-def test_more_calls_than_the_worker_takes_wait_for_room() -> None:
-    """A caller waits until one of the calls in flight has ended; its time counts."""
-    with open_worker(plain) as worker:
+@pytest.fixture
+def narrow() -> Iterator[SyncWorker]:
+    """A worker that takes three calls at a time."""
+    worker = open_worker(plain)
+    worker._settings.limits.calls = 3
+    with worker:
+        yield worker
 
-        def call(number: int) -> Any:
-            return worker.call("add", number, 1)
 
-        assert in_threads(call, 100) == list(range(1, 101))
+def test_more_calls_than_the_worker_takes_wait_for_room(narrow: SyncWorker) -> None:
+    """Each is made once one of those in flight has ended, notifications too."""
+
+    def call(number: int) -> Any:
+        narrow.notify("add", number, 0)
+        return [narrow.call("add", number, n) for n in range(20)]
+
+    assert in_threads(call, 20) == [[number + n for n in range(20)] for number in range(20)]
+
+
+def test_the_time_of_a_call_that_waits_for_room_is_limited(
+    narrow: SyncWorker, tmp_path: Path
+) -> None:
+    """It was never made."""
+    begun, go = tmp_path / "begun", tmp_path / "go"
+
+    def hold() -> Any:
+        return narrow.call("hold", str(begun), str(go))
+
+    with in_background(hold) as one, in_background(hold) as two, in_background(hold) as three:
+        until(lambda: begun.exists() and narrow.statistics().in_flight == 3)
+        with pytest.raises(TimeoutError, match=r"did not end within 0\.05 seconds"):
+            narrow.options(timeout=0.05).call("add", 1, 2)
+        assert narrow.statistics().calls == 3
+        go.touch()
+    assert [*one, *two, *three] == ["let go"] * 3
+    assert narrow.call("add", 1, 2) == 3
 
 
 def test_large_values_from_many_threads(worker: SyncWorker) -> None:

@@ -11,7 +11,16 @@ import signal
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-__all__ = ["ALL_SIGNALS", "SIG_DFL", "SIG_IGN", "handled", "pthread_sigmask", "set_handler"]
+__all__ = [
+    "ALL_SIGNALS",
+    "SIG_DFL",
+    "SIG_IGN",
+    "handled",
+    "handler_of",
+    "handlers",
+    "pthread_sigmask",
+    "set_handler",
+]
 
 ALL_SIGNALS: Final = frozenset(int(number) for number in signal.valid_signals())
 
@@ -30,6 +39,17 @@ def handled() -> list[int]:
     """The signals that have a handler in Python."""
     getsignal = _raw.getsignal
     return [number for number in ALL_SIGNALS if callable(getsignal(number))]
+
+
+def handlers() -> dict[int, Callable[[int, Any], Any]]:
+    """Those handlers, by their signals."""
+    getsignal = _raw.getsignal
+    return {number: found for number in ALL_SIGNALS if callable(found := getsignal(number))}
+
+
+def handler_of(number: int) -> object:
+    """A handler in Python, or this module's SIG_DFL or SIG_IGN."""
+    return _raw.getsignal(number)
 
 
 def set_handler(number: int, handler: int | Callable[[int, Any], None]) -> None:

@@ -86,7 +86,7 @@ class BlockingCaller:
         feeders = [Feeder(self, call, number, items) for number, items in enumerate(streams)]
         call.on_grant.update((feeder.number, feeder.grant) for feeder in feeders)
         try:
-            self.start(call, args, kwargs, meta)
+            self.waiter.send(lambda: self.link.start(request.method, args, kwargs, meta, call=call))
         except BaseException:  # a signal's handler may have raised after it was sent
             self.give_up(call, feeders)
             raise
@@ -152,16 +152,6 @@ class BlockingCaller:
     def new_call(self, method: str, tree: str) -> OutCall:
         """One to be started."""
         return OutCall(0, method, tree)
-
-    def start(
-        self,
-        call: OutCall,
-        args: Sequence[object],
-        kwargs: Mapping[str, object],
-        meta: Mapping[str, object],
-    ) -> None:
-        """Send it. Raises as `Link.start`, or the call ends with that error."""
-        self.link.start(call.method, args, kwargs, meta, call=call)
 
     def sleep(self, call: OutCall, ready: Callable[[], bool], until: float) -> None:
         """Wait until something that came for ``call`` makes it ``ready()``."""

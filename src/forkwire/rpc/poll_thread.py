@@ -1,7 +1,7 @@
 """A thread that waits for descriptors: what drives workers where there is no event loop.
 
 It is a backend as the base layer knows them, as far as that is without ``await``, and the driver
-of one link. The main thread hands it what uses the link, so that Ctrl-C leaves nothing half done.
+of one link. Whatever has to be done whatever becomes of those that call is done here.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Final, Self, TypeVar
@@ -22,13 +22,13 @@ from .blocking import BlockingCaller
 from .handle import LAST_GRACE, REPEAT, Handle, HasHandle, WorkerStatistics
 from .handling import find
 from .lanes import Job, Lane, Lanes
-from .link import InCall, Link, OutCall
+from .link import InCall, OutCall
 from .offers import Offers
 from .poll_thread import Bell, PollDriver, PollThread
 from .service import Service
 from .settings import START_TIMEOUT, Settings, StartMethod, settings_of
 from .sync_calls import NOTHING, SyncCalls
-from .uninterrupted import Uninterrupted
+from .uninterrupted import Postponed, Uninterrupted
 
 __all__ = ["SyncWorker", "WorkerStatistics", "open_worker"]
 
@@ -305,7 +305,10 @@ class SyncCaller(BlockingCaller):
         self._driver.wait_until(lambda: ready() or link.over is not None, until)
 
     def send(self, function: Callable[[], T]) -> T:
-        return self._thread.do(function) if in_main_thread() else function()
+        if not in_main_thread():
+            return function()
+        with Postponed():
+            return function()
 
     def ours(self) -> AbstractContextManager[None]:
         return NOTHING
@@ -324,20 +327,6 @@ class SyncCaller(BlockingCaller):
             )
         return RingingCall(method, tree)
 
-    def start(
-        self,
-        call: OutCall,
-        args: Sequence[object],
-        kwargs: Mapping[str, object],
-        meta: Mapping[str, object],
-    ) -> None:
-        """Where Ctrl-C may come another thread does it, and nobody waits for that."""
-        link = self.link
-        if in_main_thread():
-            self._thread.run_soon(lambda: start_or_end(link, call, args, kwargs, meta))
-        else:
-            link.start(call.method, args, kwargs, meta, call=call)
-
     def sleep(self, call: OutCall, ready: Callable[[], bool], until: float) -> None:
         assert isinstance(call, RingingCall)
         call.bell.wait(ready, until)
@@ -354,19 +343,6 @@ class SyncCaller(BlockingCaller):
 
 def in_main_thread() -> bool:
     return _thread.get_ident() == threading.main_thread().ident
-
-
-def start_or_end(
-    link: Link,
-    call: OutCall,
-    args: Sequence[object],
-    kwargs: Mapping[str, object],
-    meta: Mapping[str, object],
-) -> None:
-    try:
-        link.start(call.method, args, kwargs, meta, call=call)
-    except BaseException as error:
-        call.end(error)
 
 
 class Stopping:
