@@ -17,6 +17,8 @@ from forkwire import UsageError
 from forkwire.rpc import context
 from forkwire.rpc.context import applied, capture, client_span, context_of, propagate, server_span
 
+from .support_telling import span_exporter
+
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
     from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -215,18 +217,8 @@ def test_nothing_registered_costs_next_to_nothing() -> None:
 
 @pytest.fixture(scope="module")
 def exporter() -> InMemorySpanExporter:
-    """The program's tracer provider: there is one for a process."""
-    pytest.importorskip("opentelemetry.sdk")
-    from opentelemetry import trace
-    from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-
-    exporter = InMemorySpanExporter()
-    provider = TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    trace.set_tracer_provider(provider)
-    return exporter
+    """What the program's tracer provider hands its spans to."""
+    return span_exporter()
 
 
 @pytest.fixture

@@ -81,8 +81,9 @@ async def test_while_the_service_is_loaded(heard: Heard, on_path: None) -> None:
     assert "telling" not in sys.modules
 
 
-async def test_a_service_that_cannot_be_loaded(heard: Heard, on_path: None, tmp_path: Path,
-                                               monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+async def test_a_service_that_cannot_be_loaded(
+    heard: Heard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What was said on the way is handled, and the reason raised."""
     (tmp_path / "broken_service.py").write_text(
         "import logging\nlogging.getLogger('telling').warning('on the way')\nraise ValueError(5)\n"
@@ -287,15 +288,14 @@ async def test_at_the_end_of_a_worker(heard: Heard) -> None:
     """What is stopped by it is heard, calls and generators, plain and async."""
     stopped = {"say_when_stopped": Plain, "say_later_when_stopped": telling}
     for method, service in stopped.items():
-        async with anyio.create_task_group() as tasks:
-            async with worker_of(service) as worker:
+        async with anyio.create_task_group() as tasks, worker_of(service) as worker:
 
-                async def call(worker: Any = worker, method: str = method) -> None:
-                    with pytest.raises(Exception, match=r"cancelled|closed"):
-                        await worker.call(method)
+            async def call(worker: Any = worker, method: str = method) -> None:
+                with pytest.raises(Exception, match=r"cancelled|closed"):
+                    await worker.call(method)
 
-                tasks.start_soon(call)
-                await until(lambda: "begun" in heard.messages()[-1:])
+            tasks.start_soon(call)
+            await until(lambda: "begun" in heard.messages()[-1:])
         assert heard.messages()[-2:] == ["begun", "stopped"]
 
 

@@ -146,6 +146,10 @@ def print_lines() -> None:
     subprocess.run(["sh", "-c", "echo by a program; echo its error >&2"], check=True)
 
 
+def print_line(text: str) -> None:
+    print(text)
+
+
 def print_and_wait(text: str) -> None:
     print(text)
     sync.current_call().progress(1)
