@@ -316,3 +316,10 @@ def test_main_threads() -> None:
     """Plain handlers run in the worker's main thread, also beside a loop."""
     with blocking.open_worker(mixed) as worker:
         assert worker.call("my_thread") == threading.main_thread().name
+
+
+async def test_what_cannot_be_sent_to_the_host_is_an_error_there() -> None:
+    """Nothing is in flight after that, and the handler may go on."""
+    async with worker_of(plain, host=Host()) as worker:
+        assert await worker.call("ask_badly") == "ValueEncodeError"
+        assert await worker.call("ask", "square", 7) == 49

@@ -56,6 +56,10 @@ class Waiter(Protocol):
         ...
 
 
+class NoRoomError(Exception):
+    """Inside a link: what was to be sent has to wait."""
+
+
 class BlockingCaller:
     """Makes calls over a link that something else reads, or that `Waiter.wait` does."""
 
@@ -78,15 +82,13 @@ class BlockingCaller:
     def begin(self, request: Request, *, credit: int | None = None) -> tuple[OutCall, list[Feeder]]:
         """Send ``request`` once there is room for it."""
         tree = tree_for_call()
-        if not tree:
-            self._wait_for_room(request)
         args, kwargs, streams = streams_in(request)
         meta = meta_of(request, credit, new_tree() if streams else tree, self.link)
         call = self.new_call(request.method, str(meta.get("tree", "")))
         feeders = [Feeder(self, call, number, items) for number, items in enumerate(streams)]
         call.on_grant.update((feeder.number, feeder.grant) for feeder in feeders)
         try:
-            self.waiter.send(lambda: self.link.start(request.method, args, kwargs, meta, call=call))
+            self._start(request, call, args, kwargs, meta, inside=bool(tree))
         except BaseException:  # a signal's handler may have raised after it was sent
             self.give_up(call, feeders)
             raise
@@ -95,8 +97,6 @@ class BlockingCaller:
     def notify(self, request: Request) -> None:
         """Send ``request``; what becomes of it is only logged."""
         tree = tree_for_call()
-        if not tree:
-            self._wait_for_room(request)
         args, kwargs, streams = streams_in(request)
         if streams:
             raise UsageError(
@@ -107,17 +107,38 @@ class BlockingCaller:
         call.expected = False
         call.wake = lambda: self._see_off(call)
         meta = meta_of(request, None, tree, self.link)
-        self.waiter.send(lambda: self._notify(call, args, kwargs, meta))
+        try:
+            self._start(request, call, args, kwargs, meta, inside=bool(tree))
+        finally:  # also when a signal's handler raised after it was sent
+            self.waiter.send(self.link.outbox.own)
 
-    def _notify(
+    def _start(
         self,
+        request: Request,
         call: OutCall,
         args: Sequence[object],
         kwargs: Mapping[str, object],
         meta: Mapping[str, object],
+        *,
+        inside: bool,
     ) -> None:
-        self.link.start(call.method, args, kwargs, meta, call=call)
-        self.link.outbox.own()
+        """Send it. ``inside``: others wait for it, so that it does not wait for others."""
+        link = self.link
+
+        def check_room(_: OutCall) -> None:
+            if not (inside or link.has_room):
+                raise NoRoomError
+
+        def start() -> None:
+            link.start(request.method, args, kwargs, meta, check_room, call)
+
+        while True:
+            if not inside:
+                self._wait_for_room(request)
+            try:
+                return self.waiter.send(start)
+            except NoRoomError:  # another thread was quicker
+                call.id = 0
 
     def _see_off(self, call: OutCall) -> None:
         if call.ended and call.error is not None:
@@ -193,7 +214,7 @@ class BlockingCaller:
     def give_up(self, call: OutCall, feeders: Sequence[Feeder]) -> None:
         """Stop it, and wait until it has."""
         try:
-            if not call.ended:
+            if call.id and not call.ended:  # else it was never sent
                 self.waiter.stop(call)
         finally:
             for feeder in feeders:

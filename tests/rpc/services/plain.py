@@ -259,3 +259,11 @@ def feed_slowly() -> int:
         time.sleep(60)
 
     return int(current_call().host.call("total", numbers()))
+
+
+def ask_badly() -> str:
+    try:
+        current_call().host.call("square", object())
+    except TypeError as error:
+        return type(error).__name__
+    return "sent"
