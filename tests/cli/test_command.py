@@ -46,16 +46,33 @@ def test_help_names_the_commands(arguments: list[str]) -> None:
     """Without arguments, or when asked, the commands are listed."""
     result = run(FORKWIRE, *arguments)
     assert (result.returncode, result.stderr) == (0, "")
-    assert "demo" in result.stdout
+    for name in ("demo", "describe", "call", "serve"):
+        assert f"│ {name} " in result.stdout
     assert "\x1b" not in result.stdout
 
 
-def test_help_of_a_command_names_its_options() -> None:
-    """Each option of the demo is described, with its choices."""
-    result = run(FORKWIRE, "demo", "--help")
-    assert result.returncode == 0
-    for word in ("--workers", "--backend", "asyncio", "uvloop", "trio", "--folder"):
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("demo", ["--workers", "--backend", "asyncio", "uvloop", "trio", "--folder"]),
+        ("describe", ["SERVICE", "module:name"]),
+        ("call", ["SERVICE", "METHOD", "JSON", "--timeout", "--traceback", "--backend"]),
+        ("serve", ["SERVICE", "--threads", "--backend", "FORKWIRE_FDS"]),
+    ],
+)
+def test_help_of_a_command_names_its_options(command: str, words: list[str]) -> None:
+    """Each argument and option is described, with its choices."""
+    result = run(FORKWIRE, command, "--help")
+    assert (result.returncode, result.stderr) == (0, "")
+    for word in words:
         assert word in result.stdout
+
+
+def test_serve_has_no_host_in_a_shell() -> None:
+    """``forkwire serve`` is for hosts: run by hand it says so, status 2."""
+    result = run(FORKWIRE, "serve", "statistics")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "no host has started this" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -85,8 +85,55 @@ def test_what_is_shown(folder: Path, backend: str) -> None:
     assert re.search(
         r"unfinished +[1-9]\d* of its files, which the others take over", result.stdout
     )
-    codes = re.findall(r"\d+ (-?\d+)\b", result.stdout.rpartition("Return codes:")[2])
-    assert sorted(codes) == ["-9", "0", "0"]
+    (line,) = re.findall(r"Return codes: (.*)", result.stdout)
+    assert sorted(re.findall(r"\d+ (-?\d+)\b", line)) == ["-9", "0", "0"]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_is_shown_of_calls(tmp_path: Path, backend: str) -> None:
+    """Streams both ways, a call back, an exception, a deadline, a death: each is checked."""
+    (tmp_path / "first").write_text("to be or not to be\nthat is the question\n")
+    (tmp_path / "second").write_text("to be or to do, to be or to see\n")
+    result = run_demo("--folder", str(tmp_path), "--backend", backend)
+    assert (result.returncode, result.stderr) == (0, "")
+    calls = " ".join(result.stdout.partition("\nCalls\n")[2].split())
+    assert "offers count_words (plain), first_words (plain), phrases (generator)" in calls
+    assert 'second 10 words "to be or" 2 times' in calls
+    assert "20 words in 2 texts" in calls
+    assert "10 different words in 3 lines" in calls
+    assert "except FileNotFoundError: [Errno 2] No such file or directory" in calls
+    assert 'with open(path, "rb") as file:' in calls
+    late = re.search(r"Stopped (\d+) ms after its deadline; worker (\d+) answers", calls)
+    assert late
+    assert int(late[1]) < 1500
+    assert f"worker {late[2]} was ended by SIGKILL, with ponder" in calls
+    assert "It is reaped, and nobody is left" in calls
+    assert not Path("/proc", late[2]).exists()
+
+
+def test_texts_are_licences_or_the_standard_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real texts in either case."""
+    from forkwire.cli import demo_calls
+
+    for there in (demo_calls.LICENCES, Path("/nowhere")):
+        monkeypatch.setattr(demo_calls, "LICENCES", there)
+        folder, texts = demo_calls.find_texts(None)
+        assert len(texts) > 5
+        assert all(text.is_relative_to(folder) for text in texts)
+
+
+def test_a_wrong_answer_of_a_call_is_a_failure(tmp_path: Path) -> None:
+    """What the worker counts is counted here too: where they differ the status is 1."""
+    (tmp_path / "text").write_text("some words")
+    program = (
+        "import sys\nfrom forkwire.cli import demo_service\nfrom forkwire.__main__ import main\n"
+        "import os; host = os.getpid(); true = demo_service.words_of\n"
+        "demo_service.words_of = lambda text: true(text) if os.getpid() == host else ['no']\n"
+        "sys.exit(main())"
+    )
+    result = run_demo("--folder", str(tmp_path), program=[sys.executable, "-c", program, "demo"])
+    assert result.returncode == 1
+    assert "forkwire: not as it should be: " in result.stderr
 
 
 def test_without_a_terminal_there_are_plain_lines(folder: Path) -> None:
@@ -94,7 +141,8 @@ def test_without_a_terminal_there_are_plain_lines(folder: Path) -> None:
     result = run_demo("--folder", str(folder), FORCE_COLOR="1", TERM="xterm", TTY_COMPATIBLE="1")
     assert result.returncode == 0
     assert not re.search(r"[\x00-\x09\x0b-\x1f]", result.stdout)
-    assert 1 <= len(re.findall(r"^ *\d+ % of 5.0 MB$", result.stdout, re.MULTILINE)) <= 4
+    messages = result.stdout.partition("\nCalls\n")[0]
+    assert 1 <= len(re.findall(r"^ *\d+ % of 5.0 MB$", messages, re.MULTILINE)) <= 4
 
 
 @pytest.mark.parametrize("columns", [40, 80])

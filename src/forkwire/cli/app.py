@@ -62,7 +62,7 @@ def demo(
     backend: BackendName = "asyncio",
     folder: ExistingDirectory | None = None,
 ) -> int:
-    """Workers digest the standard library, then one of them is killed.
+    """Workers digest the standard library, count words in texts, are cancelled and killed.
 
     Parameters
     ----------
@@ -71,10 +71,91 @@ def demo(
     backend
         The event loop that this side runs on.
     folder
-        Digest the files in this folder instead.
+        Take the files in this folder instead.
     """
     if importlib.util.find_spec(backend) is None:
-        return complain(f'{backend} is missing: pip install "forkwire[{backend}]"', USAGE)
+        return complain(missing(backend), USAGE)
     from .demo_show import show
 
     return show(workers or min(max(os.cpu_count() or 1, FEWEST), 4), backend, folder)
+
+
+@app.command
+def describe(service: str, /) -> int:
+    """Show what a service offers: its functions, their signatures and docs.
+
+    Parameters
+    ----------
+    service
+        A module, or a class, object or function in one as module:name.
+    """
+    from .calling import describe
+
+    return describe(service, open_console())
+
+
+@app.command
+def call(
+    service: str,
+    method: str,
+    /,
+    *arguments: Annotated[str, Parameter(allow_leading_hyphen=True)],
+    backend: BackendName = "asyncio",
+    timeout: Annotated[float | None, Parameter(validator=Number(gt=0))] = None,
+    traceback: Annotated[bool, Parameter(negative="")] = False,
+) -> int:
+    """Start a worker of a service, call one of its functions, print what it answers as JSON.
+
+    forkwire call statistics quantiles '[1, 2, 4]' n=2
+
+    Each argument is one JSON value, NAME=VALUE a keyword argument.
+    What a function yields is printed item by item, each on a line.
+
+    Parameters
+    ----------
+    service
+        A module, or a class, object or function in one as module:name.
+    method
+        The name of the function.
+    arguments
+        JSON values; put options before them.
+    backend
+        The event loop, here and of the worker's async functions.
+    timeout
+        Seconds; then the function is stopped.
+    traceback
+        Where it raises, show where in the worker that was.
+    """
+    if importlib.util.find_spec(backend) is None:
+        return complain(missing(backend), USAGE)
+    from .calling import call
+
+    return call(
+        service, method, arguments, backend=backend, timeout=timeout, show_traceback=traceback
+    )
+
+
+@app.command
+def serve(
+    service: str,
+    /,
+    *,
+    threads: Annotated[int, Parameter(converter=whole, validator=Number(gte=1))] = 1,
+    backend: BackendName = "asyncio",
+) -> int:
+    """Be a worker of a service: started by a host, over the pipes that FORKWIRE_FDS names.
+
+    Parameters
+    ----------
+    service
+        A module, or a class, object or function in one as module:name.
+    threads
+        How many plain functions may run at a time.
+    backend
+        The event loop of async functions.
+    """
+    raise AssertionError("forkwire.__main__ does it without this module")
+
+
+def missing(backend: str) -> str:
+    return f'{backend} is missing: pip install "forkwire[{backend}]"'

@@ -1,4 +1,4 @@
-"""What ``forkwire demo`` shows, scene by scene."""
+"""What ``forkwire demo`` shows, scene by scene: messages; then calls, in a module of their own."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from rich.table import Table
 from .. import ProcessWorker
 from ..process.backend import BackendName
 from .demo import File, Round, find_files, open_workers
+from .demo_calls_show import CallsDemo
 from .running import FAILURE, complain, run_async
 from .terminal import megabytes, open_console, printable, progress
 
@@ -35,7 +36,12 @@ def show(count: int, backend: BackendName, folder: Path | None) -> int:
         return complain(f"no files to read in {printable(place)}: try --folder")
     demo = Demo(open_console(), place, files)
     demo.console.print(f"Forkwire demo, on {backend}")
-    return run_async(lambda: demo.play(count), backend)
+    calls = CallsDemo(demo.console, folder)
+
+    async def play() -> int:
+        return await demo.play(count) or await calls.play()
+
+    return run_async(play, backend)
 
 
 class Demo:
