@@ -233,6 +233,13 @@ def test_the_deadline_travels(worker: SyncWorker) -> None:
     assert worker.call("deadline") == float("inf")
 
 
+@pytest.mark.parametrize("timeout", [-1, "1", float("nan")])
+def test_a_timeout_is_a_number(worker: SyncWorker, timeout: Any) -> None:
+    """Anything else is refused when it is set."""
+    with pytest.raises(forkwire.UsageError, match="timeout is a number of seconds"):
+        worker.options(timeout=timeout)
+
+
 def test_progress_is_told_in_the_callers_thread(worker: SyncWorker) -> None:
     """``on_progress`` is called where the call was made."""
     told: list[tuple[float, float | None, str, int]] = []
@@ -460,8 +467,10 @@ class Explosive(logging.Handler):
         raise RuntimeError("a handler failed")
 
 
-def test_a_logging_handler_that_raises_harms_no_call(worker: SyncWorker) -> None:
-    """Calls are answered also when this process's handlers fail."""
+def test_a_logging_handler_that_raises_harms_no_call(
+    worker: SyncWorker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Calls are answered also when this process's handlers fail, which is said on stderr."""
     logger, handler = logging.getLogger("plain"), Explosive()
     logger.addHandler(handler)
     try:
@@ -469,6 +478,7 @@ def test_a_logging_handler_that_raises_harms_no_call(worker: SyncWorker) -> None
         assert worker.call("add", 1, 2) == 3
     finally:
         logger.removeHandler(handler)
+    assert "a handler failed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [{}, {"service": plain, "command": ["x"]}])

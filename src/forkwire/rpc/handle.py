@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
+import sys
 import time
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -27,6 +30,10 @@ REPEAT: Final = 0.05  # seconds
 
 # What does not stop on SIGTERM within this is killed: it had its grace already.
 LAST_GRACE: Final = 0.5  # seconds
+
+# Turns of reading what a worker wrote before its end: more than a pipe can hold. What it started
+# may go on writing for ever.
+LAST_TURNS: Final = 64
 
 # Calls that are named in the report of a death.
 NAMED: Final = 20
@@ -75,7 +82,8 @@ class Handle:
             name=f"worker {process.pid} ({settings.label})",
             limits=settings.limits,
         )
-        self.link.on_log = self._on_log
+        if settings.logging:
+            self.link.on_log = self._on_log
 
     def _fork(self, backend: Backend) -> ProcessWorker:
         settings = self.settings
@@ -105,7 +113,9 @@ class Handle:
 
     def greet(self) -> None:
         """Say who we are, and what we offer."""
-        about: dict[str, object] = {"pid": os.getpid(), "log_level": logs.host_level()}
+        about: dict[str, object] = {"pid": os.getpid()}
+        if self.settings.logging:
+            about["log_level"] = logs.host_level()
         host = self.settings.host
         if host is not None:
             about["service"] = {"name": host.name, "methods": dict(host.kinds)}
@@ -147,19 +157,24 @@ class Handle:
         )
 
     def _on_log(self, record: Mapping[str, Any]) -> None:
-        replaying.replay(
-            record,
-            worker=self.settings.label,
-            pid=self.process.pid,
-            names=self._names,
-            trusted=self.settings.limits.trusted,
-        )
+        try:
+            replaying.replay(
+                record,
+                worker=self.settings.label,
+                pid=self.process.pid,
+                names=self._names,
+                trusted=self.settings.limits.trusted,
+            )
+        except Exception:  # of this program's handlers and filters: the answers go on
+            if logging.raiseExceptions and sys.stderr is not None:
+                traceback.print_exc()
 
     def drain(self) -> bool:
         """The process has ended: take what it wrote before. Whether the end was found."""
         link = self.link
-        while link.pump():
-            pass
+        for _ in range(LAST_TURNS):
+            if not link.pump():
+                break
         if link.ended:
             return True
         link.ended = True  # something that it started still holds its end of the pipe
@@ -181,7 +196,14 @@ class Handle:
         more = (f"and {len(names) - NAMED} more",) if len(names) > NAMED else ()
         died = self.process.died
         if died is None:
-            died = WorkerDied(self.process.pid, 0, "ended with exit status 0, as if it were done")
+            stderr = self.process._stderr
+            died = WorkerDied(
+                self.process.pid,
+                0,
+                "ended with exit status 0, as if it were done",
+                rusage=self.process._child.rusage,
+                stderr_tail=stderr.tail() if stderr else "",
+            )
         if self.killed_for:
             died.reason = f"{self.killed_for} (it {died.reason})"
         died.in_flight = names[:NAMED] + more

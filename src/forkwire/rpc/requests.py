@@ -36,6 +36,9 @@ class CallOptions:
             raise UsageError(
                 f"window is a number of items, 1 to {LARGEST_WINDOW}, not {self.window!r}"
             )
+        timeout: object = self.timeout
+        if timeout is not None and not (isinstance(timeout, (int, float)) and timeout >= 0):
+            raise UsageError(f"timeout is a number of seconds from 0 on, or None, not {timeout!r}")
         if self.on_progress is not None and not callable(self.on_progress):
             raise UsageError(
                 f"on_progress is called as on_progress(done, total, text): {self.on_progress!r} "
