@@ -111,8 +111,8 @@ async def wait_for_later(begun: str, path: str) -> str:
 
 def spin(begun: str) -> None:
     """Pure Python that never waits."""
-    Path(begun).touch()
     try:
+        Path(begun).touch()
         while True:
             pass
     finally:
@@ -120,16 +120,16 @@ def spin(begun: str) -> None:
 
 
 def sleep(begun: str) -> None:
-    Path(begun).touch()
     try:
+        Path(begun).touch()
         time.sleep(60)
     finally:
         _counted["closed"] += 1
 
 
 async def sleep_later(begun: str) -> None:
-    Path(begun).touch()
     try:
+        Path(begun).touch()
         await anyio.sleep(60)
     finally:
         _counted["closed"] += 1
@@ -138,16 +138,16 @@ async def sleep_later(begun: str) -> None:
 def join_a_lock(begun: str) -> None:
     lock = threading.Lock()
     lock.acquire()
-    Path(begun).touch()
     try:
+        Path(begun).touch()
         lock.acquire()
     finally:
         _counted["closed"] += 1
 
 
 def wait_for_a_program(begun: str) -> None:
-    Path(begun).touch()
     try:
+        Path(begun).touch()
         subprocess.run(["sleep", "60"], check=False)
     finally:
         _counted["closed"] += 1
