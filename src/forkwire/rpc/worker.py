@@ -172,6 +172,8 @@ class Worker(HasHandle, Calls):
             handle.killed_for = "closed its connection and went on, so it was killed"
             process.kill()
             await process.wait()
+        if error is None:  # it may have answered before it stopped reading
+            handle.drain()
         handle.fail(error)
 
     # -- the end ------------------------------------------------------------------------------
