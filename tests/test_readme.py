@@ -1,27 +1,35 @@
-"""The README's first example, run as it stands there, on every backend."""
+"""The README's examples, run as they stand there, on every backend."""
 
 from __future__ import annotations
 
+import ast
+import inspect
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from forkwire import open_worker, run
 
 README = Path(__file__).parent.parent / "README.md"
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 CALL = "anyio.run(main)"
-CALLS = {
+BACKENDS = {
     "asyncio": CALL,
     "uvloop": "anyio.run(main, backend_options={'use_uvloop': True})",
     "trio": 'anyio.run(main, backend="trio")',
 }
+EXAMPLES = ["calls", "messages"]
 
 
-def example() -> tuple[str, str]:
-    """The first block of Python, and the block of output right after it."""
-    (first, program), (second, output) = BLOCK.findall(README.read_text())[:2]
+def example(name: str) -> tuple[str, str]:
+    """One of the first blocks of Python, and the block of output right after it."""
+    begin = 2 * EXAMPLES.index(name)
+    (first, program), (second, output) = BLOCK.findall(README.read_text())[begin : begin + 2]
     assert first == "python"
     assert second in ("", "text", "console")
     return program, output
@@ -32,10 +40,11 @@ def python(*arguments: str, typed: str | None = None) -> subprocess.CompletedPro
     return subprocess.run(command, capture_output=True, text=True, timeout=40, input=typed)
 
 
-@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
-def test_the_first_example_prints_what_it_says(call: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("call", BACKENDS.values(), ids=BACKENDS)
+def test_an_example_prints_what_it_says(name: str, call: str, tmp_path: Path) -> None:
     """As a file of its own; only the last line differs from one backend to the next."""
-    program, output = example()
+    program, output = example(name)
     assert program.count(CALL) == 1
     script = tmp_path / "example.py"
     script.write_text(program.replace(CALL, call))
@@ -43,35 +52,42 @@ def test_the_first_example_prints_what_it_says(call: str, tmp_path: Path) -> Non
     assert (done.stdout, done.stderr, done.returncode) == (output, "", 0)
 
 
-def test_the_first_example_names_the_other_backend() -> None:
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_names_the_other_backend(name: str) -> None:
     """The line that the test for trio uses is the one that a reader is shown."""
-    assert CALLS["trio"] in example()[0]
+    assert BACKENDS["trio"] in example(name)[0]
 
 
-def test_the_first_example_may_be_pasted_at_the_prompt() -> None:
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_may_be_pasted_at_the_prompt(name: str) -> None:
     """Into ``python -i``, where there is no file."""
-    program, output = example()
+    program, output = example(name)
     done = python("-i", "-q", "-c", "import sys; sys.ps1 = sys.ps2 = ''", typed=program)
     assert (done.stdout, done.returncode) == (output, 0)
 
 
 def test_every_python_block_is_python() -> None:
     """Each at least compiles, with top-level await allowed."""
-    import ast
-
     for language, source in BLOCK.findall(README.read_text()):
         if language == "python":
             compile(source, str(README), "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
 
 
-def test_every_option_of_run_is_shown() -> None:
+@pytest.mark.parametrize(
+    ("function", "begin", "first"),
+    [(run, r"await run\(f, arg, ", 2), (open_worker, r"async with open_worker\(\n", 1)],
+    ids=["run", "open_worker"],
+)
+def test_every_option_is_shown(function: Callable[..., Any], begin: str, first: int) -> None:
     """Where the README lists the interface, with its default."""
-    import inspect
-
-    from forkwire import run
-
-    (call,) = re.findall(r"await run\(f, arg, .*?\)", README.read_text(), re.DOTALL)
-    for option in list(inspect.signature(run).parameters.values())[2:]:
-        shown = re.search(rf"\b{option.name}=([^,)]+)", call)
+    (call,) = re.findall(rf"{begin}(.*?)\)[ \n]", README.read_text(), re.DOTALL)
+    for option in list(inspect.signature(function).parameters.values())[first:]:
+        shown = re.search(rf"\b{option.name}=([^,)\n]+)", call)
         assert shown, option.name
         assert eval(shown[1]) == option.default  # a literal of our own
+
+
+def test_links_lead_somewhere() -> None:
+    """Every file that it links to is there."""
+    for target in re.findall(r"\]\(([^)#:]+)\)", README.read_text()):
+        assert (README.parent / target).exists(), target

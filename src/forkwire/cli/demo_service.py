@@ -15,7 +15,7 @@ from ..sync import current_call
 __all__ = ["Text", "count_words", "first_words", "phrases", "ponder", "uncommon"]
 
 WORD: Final = re.compile(r"[^\W\d_]+")
-LONGEST: Final = 2**20  # bytes that are read of a text
+LONGEST: Final = 2**18  # bytes that are read of a text
 
 
 @dataclass(frozen=True, slots=True)
