@@ -492,7 +492,7 @@ async def test_a_start_that_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> Non
 
 class Missing:
     def __init__(self) -> None:
-        import forkwire_no_such_module  # noqa: F401
+        import forkwire_no_such_module  # type: ignore[import-not-found]  # noqa: F401
 
     def f(self) -> None: ...
 
