@@ -96,9 +96,14 @@ def is_running(pid: int) -> bool:
     return True
 
 
+def path_with_services() -> str:
+    """For fresh interpreters: PYTHONPATH."""
+    return os.pathsep.join(filter(None, [str(SERVICES), os.environ.get("PYTHONPATH")]))
+
+
 def run_script(code: str, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     """``code`` as a program of its own, which can import the services."""
-    environment = {**os.environ, "PYTHONPATH": str(SERVICES), "PYTHONWARNINGS": "error"}
+    environment = {**os.environ, "PYTHONPATH": path_with_services(), "PYTHONWARNINGS": "error"}
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
         capture_output=True,

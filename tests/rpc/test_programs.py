@@ -21,7 +21,7 @@ from forkwire.rpc import standalone
 from forkwire.sync import SyncWorker
 
 from .services import plain
-from .support_sync import SERVICES, importable, in_threads, is_running, until
+from .support_sync import SERVICES, importable, in_threads, is_running, path_with_services, until
 
 __all__ = ["importable"]
 
@@ -40,7 +40,7 @@ HEAVY = {
 @pytest.fixture
 def environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """A command that is given as one is found by its own means."""
-    monkeypatch.setenv("PYTHONPATH", str(SERVICES))
+    monkeypatch.setenv("PYTHONPATH", path_with_services())
 
 
 # -- start="exec" -----------------------------------------------------------------------------
