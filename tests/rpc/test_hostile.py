@@ -200,7 +200,7 @@ async def test_logs_of_garbage(monkeypatch: pytest.MonkeyPatch) -> None:
     junk: list[Any] = [None, True, -1, 2**70, 1.5, float("nan"), b"\xff", "x" * 100_000, [], {}]
     keys = ["message", "level", "levelname", "name", "created", "pathname", "lineno", "funcName",
             "thread", "threadName", "taskName", "exc_text", "call", "method"]  # fmt: skip
-    records = [{}] + [
+    records: list[dict[str, Any]] = [{}] + [
         {"message": "%s %d", "level": 10, key: value} for key in keys for value in junk
     ]
 
