@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FunctionType
 from typing import Any, Final
 
 import anyio
@@ -28,6 +29,8 @@ from .services import suffering
 __all__ = [
     "BACKENDS",
     "LIMIT",
+    "PLAIN",
+    "WAYS_TO_SERVE",
     "is_running",
     "nothing_left_behind",
     "outcome",
@@ -47,6 +50,21 @@ BACKENDS: Final = {
     "asyncio": "backend='asyncio'",
     "uvloop": "backend='asyncio', backend_options={'use_uvloop': True}",
     "trio": "backend='trio'",
+}
+
+# The same service served in each of the ways there are: in a loop, which reads whatever else goes
+# on; by the one thread that also runs the functions; by a thread beside several that run them.
+PLAIN: Final = {
+    name: function
+    for name, function in vars(suffering).items()
+    if isinstance(function, FunctionType)
+    and function.__module__ == suffering.__name__
+    and not (name.startswith("_") or name.endswith("_later"))
+}
+WAYS_TO_SERVE: Final[dict[str, dict[str, Any]]] = {
+    "loop": {"service": suffering},
+    "alone": {"service": PLAIN},
+    "threads": {"service": PLAIN, "threads": 3},
 }
 
 # Threads that a loop keeps for its next use.

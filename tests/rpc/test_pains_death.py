@@ -20,6 +20,7 @@ import forkwire
 from forkwire import (
     ForkThreadsWarning,
     RemoteError,
+    Worker,
     WorkerDied,
     WorkerStartError,
     open_worker,
@@ -30,6 +31,7 @@ from forkwire.process import fork
 from .services import suffering
 from .support_pains import (
     LIMIT,
+    WAYS_TO_SERVE,
     is_running,
     nothing_left_behind,  # noqa: F401
     sync_worker_of,
@@ -53,6 +55,7 @@ CODES = {
     "held pipe": 9,
 }
 WAYS = pytest.mark.parametrize("how", CODES)
+SERVED = pytest.mark.parametrize("served", WAYS_TO_SERVE)
 
 
 # -- a worker dies ----------------------------------------------------------------------------
@@ -131,6 +134,74 @@ async def test_every_call_in_flight_ends_when_the_worker_dies(tmp_path: Path) ->
     assert sorted(ended) == ["argument", "async", "fed", "plain", "queued", "stream"]
 
 
+@SERVED
+async def test_calls_end_when_the_worker_dies_before_it_has_read_them(
+    served: str, tmp_path: Path
+) -> None:
+    """Elsewhere the writer of a large argument waits for ever for room; here its call ends."""
+    begun, errors = tmp_path / "begun", list[WorkerDied]()
+
+    async def call(*what: Any) -> None:
+        with pytest.raises(WorkerDied) as caught:
+            await worker.call(*what)
+        errors.append(caught.value)
+
+    async with worker_of(**WAYS_TO_SERVE[served]) as worker, anyio.create_task_group() as tasks:
+        tasks.start_soon(call, "wait_for", str(begun), str(tmp_path / "never"))
+        await until(begun.exists)
+        for _ in range(2):
+            tasks.start_soon(call, "size_of", bytes(2**25))
+        await until(lambda: worker.statistics().in_flight > 1)
+        worker.kill()
+    assert [error.signal_name for error in errors] == ["SIGKILL"] * 3
+
+
+async def echo_for_ever(worker: Worker) -> None:
+    while True:
+        assert len(await worker.call("echo", bytes(2**24))) == 2**24
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/io"), reason="tells how much was written")
+async def test_a_call_does_not_hang_when_its_worker_dies_in_the_midst_of_the_answer() -> None:
+    """Elsewhere half an answer is waited on for ever, or taken for one; here the call raises."""
+    async with worker_of() as worker, anyio.create_task_group() as tasks:
+
+        async def kill() -> None:
+            path = Path(f"/proc/{worker.pid}/io")
+            await until(lambda: int(path.read_text().split("wchar: ")[1].split()[0]) > 2**20)
+            worker.kill()
+
+        tasks.start_soon(kill)
+        with pytest.raises(WorkerDied, match="SIGKILL"):
+            await echo_for_ever(worker)
+
+
+@pytest.mark.parametrize("method", ["down", "down_later"])
+async def test_what_a_dead_worker_asked_of_its_host_is_stopped(method: str) -> None:
+    """Elsewhere the parent goes on with work that nobody wants any more; here it is cancelled."""
+    begun, ended = anyio.Event(), list[str]()
+
+    class Host:
+        async def up(self, depth: int) -> None:
+            try:
+                begun.set()
+                await anyio.sleep(60)
+            finally:
+                ended.append("up")
+
+        up_later = up
+
+    async def call() -> None:
+        with pytest.raises(WorkerDied):
+            await worker.call(method, 1)
+
+    async with worker_of(host=Host()) as worker, anyio.create_task_group() as tasks:
+        tasks.start_soon(call)
+        await begun.wait()
+        worker.kill()
+    await until(lambda: ended == ["up"])
+
+
 async def test_a_stream_does_not_hang_when_its_worker_dies() -> None:
     """Elsewhere an iterator over results stops short or for ever; here it raises after the last."""
     async with worker_of() as worker:
@@ -165,6 +236,20 @@ def test_threads_that_share_a_worker_all_learn_of_its_death(tmp_path: Path) -> N
 
 
 # -- why it died ------------------------------------------------------------------------------
+
+
+@SERVED
+async def test_a_death_has_a_code_however_it_is_served(served: str) -> None:
+    """Elsewhere some of the ways to run functions tell less; here it is all the same."""
+    async with worker_of(**WAYS_TO_SERVE[served]) as worker:
+        with pytest.raises(WorkerDied) as caught:
+            await worker.call("die", "os._exit")
+        assert caught.value.exit_code == 7
+    async with worker_of(**WAYS_TO_SERVE[served]) as worker:
+        worker.terminate()
+        with pytest.raises(WorkerDied) as caught:
+            await worker.call("sleep", os.devnull)
+        assert caught.value.signal_name == "SIGTERM"
 
 
 async def test_a_death_has_a_reason(capfd: pytest.CaptureFixture[str]) -> None:

@@ -19,6 +19,7 @@ from forkwire import DeadlineExceededError, ValueEncodeError, Worker, WorkerDied
 from .services import suffering
 from .support_pains import (
     LIMIT,
+    WAYS_TO_SERVE,
     is_running,
     nothing_left_behind,  # noqa: F401
     sync_worker_of,
@@ -35,6 +36,7 @@ pytestmark = [
 
 MIB = 2**20
 IN_FLIGHT = 1024  # calls that a worker takes before it has ended some
+SERVED = pytest.mark.parametrize("served", WAYS_TO_SERVE)
 WINDOW = 32  # items of a stream on their way, unless asked otherwise
 
 
@@ -98,6 +100,45 @@ async def test_work_in_c_that_cannot_be_interrupted_is_killed(tmp_path: Path) ->
             await worker.call("add", 1, 2)
 
 
+@pytest.mark.parametrize("method", ["spin", "sleep", "wait_for_a_program"])
+async def test_cancelling_stops_the_work_of_plain_functions(method: str, tmp_path: Path) -> None:
+    """Elsewhere a sync function cannot be stopped at all; here a service of nothing else can."""
+    begun = tmp_path / "begun"
+    async with worker_of(**WAYS_TO_SERVE["alone"]) as worker:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(worker.call, method, str(begun))
+            await until(begun.exists)
+            tasks.cancel_scope.cancel()
+        assert await worker.call("counted", "closed") == 1
+        assert await worker.call("pid") == worker.pid
+
+
+@SERVED
+async def test_a_call_is_cancelled_that_the_worker_has_not_read(
+    served: str, tmp_path: Path
+) -> None:
+    """Elsewhere a writer of a large argument cannot be cancelled, or breaks the pipe; here it can.
+
+    What runs before it goes on, and what comes after it is answered.
+    """
+    begun, path, found = tmp_path / "begun", tmp_path / "path", list[str]()
+
+    async def wait() -> None:
+        found.append(await worker.call("wait_for", str(begun), str(path)))
+
+    options = WAYS_TO_SERVE[served]
+    async with worker_of(grace=0.3, **options) as worker, anyio.create_task_group() as tasks:
+        tasks.start_soon(wait)
+        await until(begun.exists)
+        with anyio.move_on_after(0.05):
+            await worker.call("size_of", bytes(32 * MIB))
+            if served != "threads":
+                pytest.fail("it was not cancelled")
+        path.touch()
+        assert await worker.call("add", 1, 2) == 3
+    assert found == ["found"]
+
+
 async def test_a_queued_call_that_is_cancelled_never_runs(tmp_path: Path) -> None:
     """Elsewhere what waits in the queue is run all the same; here it is taken out of it."""
     begun, path, ran = (tmp_path / name for name in ("begun", "path", "ran"))
@@ -144,6 +185,15 @@ async def test_large_messages_both_ways_at_once(method: str, size: int, count: i
     async with worker_of() as worker, anyio.create_task_group() as tasks:
         for number in range(count):
             tasks.start_soon(_echo, worker, method, size, number)
+
+
+@SERVED
+async def test_large_messages_both_ways_however_they_are_served(served: str) -> None:
+    """Elsewhere a side that only writes never gets to read; here whoever writes reads too."""
+    options = WAYS_TO_SERVE[served]
+    async with worker_of(**options) as worker, anyio.create_task_group() as tasks:
+        for number in range(5):
+            tasks.start_soon(_echo, worker, "echo", 2 * MIB, number)
 
 
 @pytest.mark.slow
@@ -203,6 +253,20 @@ async def test_a_producer_is_not_run_ahead(method: str) -> None:
         assert 10 <= made <= 10 + WINDOW + 1
         await worker.ping()
         assert await worker.call("counted", "made") == made
+
+
+@SERVED
+async def test_a_producer_is_not_run_ahead_however_it_is_served(served: str) -> None:
+    """Elsewhere only async generators know of backpressure; here plain ones wait as well."""
+    async with (
+        worker_of(**WAYS_TO_SERVE[served]) as worker,
+        worker.options(window=4).stream("numbers") as stream,
+    ):
+        for expected in range(10):
+            assert await anext(stream) == expected
+        for _ in range(5):
+            await worker.ping()
+            assert 10 <= await worker.call("counted", "made") <= 15
 
 
 async def test_large_items_do_not_fill_memory() -> None:

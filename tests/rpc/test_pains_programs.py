@@ -20,6 +20,7 @@ from forkwire import UsageError, WorkerDied, open_worker
 from .support_pains import (
     BACKENDS,
     LIMIT,
+    WAYS_TO_SERVE,
     is_running,
     nothing_left_behind,  # noqa: F401
     outcome,
@@ -79,6 +80,20 @@ async def test_a_worker_that_prints_much_does_not_hang(capfd: pytest.CaptureFixt
     for text, letter in ((out, "x"), (err, "y")):
         found = re.findall(rf"^\[x \d+\] (\d+) {letter}{{93}}$", text, re.MULTILINE)
         assert [int(number) for number in found] == list(range(count))
+
+
+@pytest.mark.parametrize("served", WAYS_TO_SERVE)
+async def test_what_a_worker_says_arrives_however_it_is_served(
+    served: str, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Elsewhere it depends on threads and loops what arrives; here all of it does."""
+    async with worker_of(name="w", **WAYS_TO_SERVE[served]) as worker:
+        assert await worker.call("print_everywhere", "words") == "words"
+        await worker.call("log", logging.WARNING, "careful")
+    out, err = capfd.readouterr()
+    assert len(out.splitlines()) == 4
+    assert f"[w {worker.pid}] words error" in err.splitlines()
+    assert [r.getMessage() for r in caplog.records if r.name == "suffering.service"] == ["careful"]
 
 
 def test_a_worker_that_prints_much_does_not_hang_without_a_loop(
