@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import pytest
 
 import forkwire
+from forkwire.rpc.handle import Handle
 from forkwire.sync import SyncWorker, open_worker
 
 from .services import calling, plain
@@ -328,6 +329,19 @@ def test_what_does_not_stop_is_killed_with_its_worker() -> None:
 
 def test_a_service_that_does_not_load_says_why() -> None:
     """What importing it raises is raised here; nothing is left."""
+    with pytest.raises(ModuleNotFoundError, match="no_such_module"), open_worker("no_such_module"):
+        raise AssertionError
+
+
+def test_what_a_worker_said_before_its_end_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when it has ended before it was greeted, and cannot be written to."""
+    greet = Handle.greet
+
+    def greet_late(self: Handle) -> None:
+        until(lambda: self.process.returncode is not None)
+        greet(self)
+
+    monkeypatch.setattr(Handle, "greet", greet_late)
     with pytest.raises(ModuleNotFoundError, match="no_such_module"), open_worker("no_such_module"):
         raise AssertionError
 

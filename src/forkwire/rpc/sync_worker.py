@@ -189,6 +189,8 @@ class SyncWorker(HasHandle, SyncCalls):
             handle.process.kill()
             handle.link.fail(error)
         if handle.process.returncode is not None:
+            if error is None:  # it may have said something before it stopped reading
+                handle.drain()
             self._bury(error)
             return
 
