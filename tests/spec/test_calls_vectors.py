@@ -64,8 +64,6 @@ REQUIRED: Final[dict[int, dict[str, Any]]] = {
     Goodbye.TYPE: FAILURE,
     Sent.TYPE: FAILURE,
 }
-# What our worker does not do yet.
-OPEN_ISSUES: Final = {"stream-deadline"}
 NODE: Final = shutil.which("node")
 WORKER: Final = ROOT / "examples" / "node" / "worker.mjs"
 
@@ -278,5 +276,5 @@ def test_our_worker(backend: str) -> None:
 @pytest.mark.parametrize("backend", ["asyncio", "uvloop", "trio"])
 def test_our_worker_in_full(backend: str) -> None:
     """Our worker passes every vector."""
-    names = tuple(vector["name"] for vector in FOR_WORKERS if vector["name"] not in OPEN_ISSUES)
+    names = tuple(vector["name"] for vector in FOR_WORKERS)
     play(sys.executable, HERE / "calls_worker.py", backend, only=names)

@@ -66,6 +66,22 @@ class Lanes:
         self.name: Final = name
         self.queue: Final[deque[Job]] = deque()
         self._lock: Final = threading.RLock()  # a finaliser may come in between
+        self._parked: Final[set[Job]] = set()  # they wait to go on, and have a deadline
+
+    def park(self, job: Job) -> None:
+        """``job`` is put again when it may go on, or when its time is over."""
+        if job.call.deadline != math.inf:
+            self._parked.add(job)
+
+    def next_deadline(self) -> float:
+        """Of those that are parked, in :func:`time.monotonic`'s terms."""
+        return min((job.call.deadline for job in self._parked.copy()), default=math.inf)
+
+    def put_late(self) -> None:
+        """Have those go on, to their end, whose time is over."""
+        now = time.monotonic()
+        for job in [job for job in self._parked.copy() if job.call.deadline <= now]:
+            self.put(job)
 
     def put(self, job: Job) -> None:
         """Have ``job`` run, or go on. From any thread; once at a time, and not in two lanes."""
@@ -86,6 +102,7 @@ class Lanes:
     def begin(self, job: Job) -> bool:
         """A lane runs it from now on; False if it has ended."""
         with self._lock:
+            self._parked.discard(job)
             job.queued = False
             job.running = not job.over
             return job.running
@@ -149,9 +166,11 @@ class Lane:
 
         while True:
             if not queue:
-                self.driver.wait(something)
+                self.driver.wait(something, self.lanes.next_deadline())
+                self.lanes.put_late()
             if not queue and over():  # what was begun is closed first
                 return
+            self.driver.settle()  # nobody waits for an answer as long as the next call takes
             job = self.lanes.take()
             if job is not None:
                 self.advance(job)
@@ -264,9 +283,10 @@ class Lane:
         """Send items as long as they are wanted; whether there may be more."""
         call = job.call
         for _ in range(BURST):
-            if call.cancelled:
+            if call.cancelled or call.deadline <= time.monotonic():
                 raise Interrupted(call.id)
             if not self._may_send(job):
+                self.lanes.park(job)
                 return True
             try:
                 value = self._step(job)
