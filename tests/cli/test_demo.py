@@ -203,6 +203,21 @@ def test_ctrl_c_ends_it_at_once(endless: Path, backend: str) -> None:
     assert [pid for pid in pids.split(b", ") if Path("/proc", pid.decode()).exists()] == []
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_ctrl_c_ends_a_call_at_once(tmp_path: Path, backend: str) -> None:
+    """In the second part too: status 130, no traceback, and no worker left."""
+    (tmp_path / "long").write_text("a\n" * 100_000)
+    with terminal([*DEMO, "--folder", str(tmp_path), "--backend", backend]) as demo:
+        pid = demo.read_until(rb"Started in \d+ ms: worker (\d+)")[1]
+        demo.read_until(rb"An argument that is a stream")
+        demo.press(b"\x03")
+        assert demo.finish() == 130
+    assert b"Traceback" not in demo.output
+    assert b"Error" not in demo.output
+    assert b"different words" not in demo.output
+    assert not Path("/proc", pid.decode()).exists()
+
+
 def test_sigterm_ends_it_in_order(endless: Path) -> None:
     """Status 143, and nothing on stderr."""
     with subprocess.Popen(
