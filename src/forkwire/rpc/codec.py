@@ -97,7 +97,8 @@ def sentence(message: object, fault: Unencodable) -> str:
     steps, cycle = fault.path()
     if isinstance(message, list | tuple) and message and steps:
         number = int(steps[0][1:-1])
-        steps[0] = NAMES.get(message[0], {}).get(number, steps[0])
+        kind = message[0] if type(message[0]) is int else -1
+        steps[0] = NAMES.get(kind, {}).get(number, steps[0])
     shown = [step for step in steps if step]
     if len(shown) > STEPS_SHOWN:
         shown[STEPS_SHOWN // 2 : -(STEPS_SHOWN // 2)] = ["..."]
