@@ -7,12 +7,14 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Final
 
 import anyio
 import anyio.to_thread
 import pytest
 
+from forkwire import open_worker
 from forkwire.errors import ChannelOSError, ProcessWorkerIPCError, WorkerClosedError
 from forkwire.process.backend import current_backend
 from forkwire.process.writing import Parts
@@ -396,3 +398,53 @@ def test_a_thread_at_the_end_of_its_input_does_not_spin(
     time.sleep(0.05)
     after = os.times()
     assert after.user + after.system - before.user - before.system < 0.04
+
+
+# -- answers --------------------------------------------------------------------------------------
+
+
+def large() -> bytes:
+    return bytes(20 * MIB)
+
+
+def wait_for(path: str) -> None:
+    while not os.path.exists(path):
+        time.sleep(0.001)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("threads", [1, 2])
+async def test_an_answer_does_not_wait_for_the_next_call(threads: int, tmp_path: Path) -> None:
+    """What the pipe did not take at once is written before the lane runs something else."""
+    gate = tmp_path / "gate"
+    ended = anyio.Event()
+    with anyio.fail_after(LIMIT):
+        async with open_worker({"large": large, "wait_for": wait_for}, threads=threads) as worker:
+
+            async def call_large() -> None:
+                assert len(await worker.call("large")) == 20 * MIB
+                ended.set()
+
+            async with anyio.create_task_group() as group:
+                group.start_soon(call_large)
+                while worker.statistics().calls < 1:
+                    await anyio.sleep(0)
+                group.start_soon(worker.call, "wait_for", str(gate))
+                await ended.wait()
+                gate.touch()
+
+
+def test_settle(pair: Pair, stops: list[ThreadDriver]) -> None:
+    """Alone it blocks until all is written, reading meanwhile; a thread does so by itself."""
+    own = OwnDriver(pair.one.link)
+    say_much(pair.one)
+    say_much(pair.other)
+
+    def read() -> None:
+        while not heard_all(pair.other):
+            pair.other.turn()
+
+    in_threads(own.settle, read)
+    assert not pair.one.link.outbox.waiting
+    assert pair.one.logged
+    thread_driver(pair.other, stops).settle()

@@ -42,6 +42,10 @@ class Driver(Protocol):
         """Read what came, if nobody else does."""
         ...
 
+    def settle(self) -> None:
+        """Block until what waits is written, if nobody else writes it."""
+        ...
+
 
 class Conditions:
     """Lets threads wait for what another one dispatches."""
@@ -70,6 +74,9 @@ class Conditions:
 
     def look(self) -> None:
         """The driver's own thread does."""
+
+    def settle(self) -> None:
+        """So it does."""
 
 
 class LoopDriver(Conditions):
@@ -198,6 +205,11 @@ class OwnDriver:
 
     def look(self) -> None:
         self.link.pump()
+
+    def settle(self) -> None:
+        outbox = self.link.outbox
+        if outbox.waiting:
+            self.wait(lambda: not outbox.waiting)
 
     def _on_blocked(self) -> None:
         if threading.get_ident() != self._thread:
