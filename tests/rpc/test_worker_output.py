@@ -34,12 +34,22 @@ def on_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(SERVICES))
 
 
+Starts = list[dict[str, Any]]
+
+
+@pytest.fixture
+def starts(on_path: None, anyio_backend_name: str) -> Starts:
+    """How to start; an interpreter of its own takes long, and knows nothing of the host's loop."""
+    fork, execute = {"start": "fork"}, {"start": "exec"}
+    return [fork, execute] if anyio_backend_name == "asyncio" else [fork]
+
+
 # -- where it goes ----------------------------------------------------------------------------
 
 
-async def test_every_line_with_a_label(capsys: Captured, on_path: None) -> None:
+async def test_every_line_with_a_label(capsys: Captured, starts: Starts) -> None:
     """By Python, by C and by programs, of workers forked and executed; each to its stream."""
-    for options in ({"start": "fork"}, {"start": "exec"}):
+    for options in starts:
         async with worker_of("telling", name="calc", **options) as worker:
             await worker.call("print_lines")
         out, err = capsys.readouterr()
@@ -57,9 +67,9 @@ def test_without_a_loop(capsys: Captured) -> None:
     assert [line.partition("] ")[2] for line in err.splitlines()] == SAID
 
 
-async def test_while_the_call_runs(capsys: Captured, on_path: None) -> None:
+async def test_while_the_call_runs(capsys: Captured, starts: Starts) -> None:
     """A line comes out when it ends, not when the function does, or when there is much."""
-    for options in ({"start": "fork"}, {"start": "exec"}):
+    for options in starts:
         async with worker_of("telling", **options) as worker, anyio.create_task_group() as tasks:
             tasks.start_soon(worker.call, "print_and_wait", "here")
             text = ""
@@ -80,16 +90,16 @@ async def test_a_last_line_without_an_end(capsys: Captured) -> None:
     assert capsys.readouterr().out.endswith("] no end\n")
 
 
-async def test_stdin_is_empty(on_path: None) -> None:
+async def test_stdin_is_empty(starts: Starts) -> None:
     """Nobody can read the host's, in a worker or below."""
-    for options in ({"start": "fork"}, {"start": "exec"}):
+    for options in starts:
         async with worker_of("telling", **options) as worker:
             assert await worker.call("read_stdin") == ["", b"", b""]
 
 
-async def test_a_print_cannot_be_taken_for_a_message(capsys: Captured, on_path: None) -> None:
+async def test_a_print_cannot_be_taken_for_a_message(capsys: Captured, starts: Starts) -> None:
     """Whatever is written to 0, 1 and 2: the calls have descriptors of their own."""
-    for options in ({"start": "fork"}, {"start": "exec"}):
+    for options in starts:
         async with worker_of("telling", **options) as worker:
             for _ in range(20):
                 assert await worker.call("print_protocol") == "intact"
@@ -143,9 +153,9 @@ async def test_a_stream_of_the_hosts_that_is_broken(monkeypatch: pytest.MonkeyPa
 # -- the end ----------------------------------------------------------------------------------
 
 
-async def test_the_last_words(capsys: Captured, on_path: None) -> None:
+async def test_the_last_words(capsys: Captured, starts: Starts) -> None:
     """The end of stderr is in the error, and was passed on."""
-    for options in ({"start": "fork"}, {"start": "exec"}):
+    for options in starts:
         with pytest.raises(WorkerDied) as caught:
             async with worker_of("telling", **options) as worker:
                 await worker.call("die", "out of luck")
@@ -154,9 +164,9 @@ async def test_the_last_words(capsys: Captured, on_path: None) -> None:
         assert "] out of luck\n" in capsys.readouterr().err
 
 
-async def test_a_crash_in_c(capsys: Captured, on_path: None) -> None:
+async def test_a_crash_in_c(capsys: Captured, starts: Starts) -> None:
     """Has the stack that Python had, in a fork and in an interpreter of its own."""
-    for options in ({"start": "fork"}, {"start": "exec"}):
+    for options in starts:
         with pytest.raises(WorkerDied) as caught:
             async with worker_of("telling", **options) as worker:
                 await worker.call("crash")

@@ -97,8 +97,8 @@ def say_at_the_end() -> None:
 
 
 def say_when_stopped() -> NoReturn:
-    log.warning("begun")
     try:
+        log.warning("begun")
         while True:
             time.sleep(60)
     finally:
@@ -106,8 +106,8 @@ def say_when_stopped() -> NoReturn:
 
 
 async def say_later_when_stopped() -> None:
-    log.warning("begun")
     try:
+        log.warning("begun")
         await anyio.sleep_forever()
     finally:
         log.warning("stopped")
