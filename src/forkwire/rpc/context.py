@@ -3,6 +3,9 @@
 Nothing unless it was asked for: variables by :func:`propagate`, traces by a program that has
 imported OpenTelemetry itself. This module imports none of it.
 
+A call has a span on either side. A stream has one where its items are made, from the first step to
+the last; its caller's own code runs between them, so there it is inside of whatever span began it.
+
 The map in a call's metadata: ``{"variables": {name: value}, "trace": {"traceparent": text, ..}}``.
 """
 
@@ -163,7 +166,7 @@ def client_span(service: str, method: str) -> AbstractContextManager[object]:
 
 
 def server_span(service: str, method: str) -> AbstractContextManager[object]:
-    """A span around a handler, inside what is `applied`. Nothing without a tracer."""
+    """A span around a handler, inside what is `applied`; entered and left in one context."""
     if OTEL not in _modules:
         return NOTHING
     return span(f"{service}/{method}", "SERVER", service, method)
