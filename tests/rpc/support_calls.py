@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import anyio
-import pytest
 
-import forkwire
 from forkwire import Calls, Worker, open_worker
 
 from .services import calling
@@ -39,16 +37,21 @@ async def until(condition: Callable[[], Any]) -> Any:
     return value
 
 
+async def cancel_once(
+    begun: Callable[[], Awaitable[Any]],
+    function: Callable[..., Coroutine[Any, Any, Any]],
+    *args: Any,
+) -> None:
+    """Cancel ``function(*args)`` after ``begun()``, and wait until it has ended."""
+    with anyio.CancelScope() as scope:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(function, *args)
+            await begun()
+            scope.cancel()
+
+
 async def until_state(worker: Calls, key: str, value: int) -> None:
     """Wait until the service has counted so far."""
     with anyio.fail_after(LIMIT):
         while await worker.call("state", key) != value:
             await anyio.sleep(0.002)
-
-
-def raises(error: type[Exception], match: str = "") -> Any:
-    return pytest.raises(error, match=match)
-
-
-def is_remote(error: BaseException) -> bool:
-    return isinstance(error, forkwire.RemoteError)

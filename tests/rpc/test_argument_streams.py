@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import AsyncIterator, Iterator
 
@@ -20,7 +21,7 @@ from forkwire import (
 
 from .services import calling
 from .services.calling import Point
-from .support_calls import until_state, worker_of
+from .support_calls import cancel_once, until_state, worker_of
 
 pytestmark = pytest.mark.anyio
 
@@ -123,9 +124,8 @@ async def test_no_further_ahead_than_the_handler_wants(form: str, function: str)
     """The caller's iterable is not advanced beyond the window; a cancel closes it."""
     async with worker_of() as worker:
         source = Source()
-        with anyio.move_on_after(0.1) as scope:
-            await worker.call(function, source.of(form), 5)
-        assert scope.cancelled_caught
+        begun = functools.partial(until_state, worker, "ran", 5)
+        await cancel_once(begun, worker.call, function, source.of(form), 5)
         assert 5 <= source.given <= 5 + 33
         assert source.closed
         assert await worker.call("state", "closed") == 5
@@ -319,10 +319,12 @@ async def test_a_producer_is_cancelled_where_it_waits() -> None:
     """Its ``finally`` runs, and may await, before the cancelled call returns."""
     async with worker_of() as worker:
         ended = False
+        stuck_there = anyio.Event()
 
         async def stuck() -> AsyncIterator[int]:
             nonlocal ended
             yield 1
+            stuck_there.set()
             try:
                 await anyio.sleep(60)
             finally:
@@ -330,9 +332,7 @@ async def test_a_producer_is_cancelled_where_it_waits() -> None:
                     await anyio.sleep(0.01)
                 ended = True
 
-        with anyio.move_on_after(0.05) as scope:
-            await worker.call("total", stuck())
-        assert scope.cancelled_caught
+        await cancel_once(stuck_there.wait, worker.call, "total", stuck())
         assert ended
         assert await worker.call("add", 1) == 11
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import threading
 import time
@@ -25,7 +26,7 @@ from forkwire import (
     current_call,
 )
 
-from .support_calls import until, worker_of
+from .support_calls import cancel_once, until, worker_of
 
 pytestmark = pytest.mark.anyio
 
@@ -59,6 +60,20 @@ async def take(name: str, n: int) -> list[Any]:
 def take_plain(name: str, n: int) -> list[Any]:
     with forkwire.sync.current_call().host.stream(name) as stream:
         return [next(stream) for _ in range(n)]
+
+
+async def forget(name: str) -> None:
+    """Leaves a stream as it is."""
+    stream = current_call().host.stream(name)
+    await anext(stream)
+    await anyio.sleep(60)
+
+
+def forget_plain(name: str) -> None:
+    stream = forkwire.sync.current_call().host.stream(name)
+    next(stream)
+    while True:
+        pass
 
 
 async def give(name: str, n: int) -> Any:
@@ -166,6 +181,7 @@ async def who_elsewhere() -> list[str]:
 async def shielded(path: str) -> None:
     call = current_call()
     with call.shield():
+        open(f"{path}.begun", "w").close()
         while not call.cancelled:
             await anyio.sleep(0.001)
         await anyio.sleep(0.02)
@@ -177,6 +193,7 @@ async def shielded(path: str) -> None:
 def shielded_plain(path: str) -> None:
     call = forkwire.sync.current_call()
     with call.shield():
+        open(f"{path}.begun", "w").close()
         while not call.cancelled:
             time.sleep(0.001)
         time.sleep(0.02)
@@ -196,7 +213,8 @@ def add_plain(a: int, b: int) -> int:
 SERVICE = {
     function.__name__: function
     for function in (
-        ask, ask_plain, collect, collect_plain, take, take_plain, give, give_plain, fan_out, hop,
+        ask, ask_plain, collect, collect_plain, take, take_plain, forget,
+        forget_plain, give, give_plain, fan_out, hop,
         hop_plain, limit_calls, report, report_plain, report_items, report_forever,
         report_forever_plain, report_this, who, who_plain, who_async_in_plain, who_elsewhere,
         shielded, shielded_plain, add, add_plain,
@@ -205,8 +223,8 @@ SERVICE = {
 
 ONE_THREAD = {
     function.__name__: function
-    for function in (ask_plain, collect_plain, take_plain, give_plain, hop_plain, report_plain,
-                     report_forever_plain, who_plain, shielded_plain, add_plain)
+    for function in (ask_plain, collect_plain, take_plain, forget_plain, give_plain, hop_plain,
+                     report_plain, report_forever_plain, who_plain, shielded_plain, add_plain)
 }  # fmt: skip
 
 
@@ -228,6 +246,7 @@ class Api:
     def __init__(self, start: int = 0) -> None:
         self.seen: list[Any] = []
         self.closed = 0
+        self.given = 0
         self.start = start
 
     async def square(self, n: int) -> int:
@@ -255,6 +274,7 @@ class Api:
         i = 0
         try:
             while True:
+                self.given += 1
                 yield i
                 i += 1
         finally:
@@ -276,6 +296,7 @@ class Api:
         return sum([n async for n in numbers])
 
     async def nap(self, seconds: float) -> None:
+        self.given += 1
         try:
             await anyio.sleep(seconds)
         finally:
@@ -436,11 +457,21 @@ async def test_trees_of_calls_do_not_wait_for_each_other(api: Api) -> None:
 async def test_cancelling_goes_through(service: Any, function: str, api: Api) -> None:
     """What a handler waits for at the host is cancelled with it, and has ended."""
     async with worker_of(service, host=api) as worker:
-        with anyio.move_on_after(0.05) as scope:
-            await worker.call(function, "nap", 60)
-        assert scope.cancelled_caught
+        begun = functools.partial(until, lambda: api.given)
+        await cancel_once(begun, worker.call, function, "nap", 60)
         assert api.closed == 1
         assert await worker.call("add_plain", 1, 2) == 3
+
+
+@kinds("forget")
+async def test_streams_that_a_cancelled_handler_had_open(
+    service: Any, function: str, api: Api
+) -> None:
+    """Are stopped with it, though nobody closed them."""
+    async with worker_of(service, host=api) as worker:
+        begun = functools.partial(until, lambda: api.given > 1)
+        await cancel_once(begun, worker.call, function, "endless")
+        await until(lambda: api.closed == 1)
 
 
 @kinds("ask")
@@ -511,9 +542,8 @@ async def test_shields(service: Any, function: str, tmp_path: Any) -> None:
     """A shielded block is done first, and sees that it was cancelled."""
     path = tmp_path / "done"
     async with worker_of(service) as worker:
-        with anyio.move_on_after(0.05) as scope:
-            await worker.call(function, str(path))
-        assert scope.cancelled_caught
+        begun = functools.partial(until, (tmp_path / "done.begun").exists)
+        await cancel_once(begun, worker.call, function, str(path))
         assert path.read_text() == "cancelled True"
         assert await worker.call("add_plain", 1, 2) == 3
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import decimal
+import gc
 import os
 import uuid
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -273,6 +276,34 @@ async def test_errors_of_handlers(function: str) -> None:
         assert "calling.py" in error.traceback
         assert "forkwire/rpc" not in error.traceback
         assert error.args == ("boo",)
+
+
+@pytest.mark.parametrize("function", ["fail", "total"])
+async def test_errors_keep_nothing_alive(function: str) -> None:
+    """Once an error was handled, what its frames held is gone without the garbage collector."""
+
+    class Large:
+        pass
+
+    def numbers() -> Iterator[int]:
+        yield 1
+        raise ValueError("boo")
+
+    async with worker_of() as worker:
+
+        async def call() -> weakref.ref[Large]:
+            large = Large()
+            found = weakref.ref(large)
+            with contextlib.suppress(ValueError):
+                await worker.call(function, numbers() if function == "total" else "boo")
+            return found
+
+        gc.collect()
+        gc.disable()
+        try:
+            assert (await call())() is None
+        finally:
+            gc.enable()
 
 
 ENDS: list[tuple[str, type[Exception]]] = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
 import time
 from pathlib import Path
@@ -15,7 +16,7 @@ import forkwire
 import forkwire.sync
 from forkwire import DeadlineExceededError, Worker, WorkerDied
 
-from .support_calls import until, until_state, worker_of
+from .support_calls import cancel_once, until, until_state, worker_of
 
 pytestmark = pytest.mark.anyio
 
@@ -88,7 +89,7 @@ async def test_native_cancellation_twice(anyio_backend_name: str) -> None:
         return
     async with worker_of() as worker:
         task = asyncio.create_task(worker.call("nap_shielded", 0.1))
-        await worker.call("add_later", 1)
+        await until_state(worker, "begun", 1)
         for _ in range(3):
             task.cancel()
             await asyncio.sleep(0.01)
@@ -113,18 +114,15 @@ async def test_cancelled_before_it_is_sent() -> None:
 async def test_an_async_finally_runs_before_the_caller_returns() -> None:
     """A shielded one is waited for."""
     async with worker_of() as worker:
-        started = anyio.current_time()
-        with anyio.move_on_after(0.03):
-            await worker.call("nap_shielded", 0.1)
-        assert anyio.current_time() - started >= 0.1
+        begun = functools.partial(until_state, worker, "begun", 1)
+        await cancel_once(begun, worker.call, "nap_shielded", 0.1)
         assert await worker.call("state", "closed") == 1
 
 
 async def test_a_plain_finally_runs_before_the_caller_returns() -> None:
     """A loop is interrupted, and unwinds."""
     async with worker_of() as worker:
-        with anyio.move_on_after(0.03):
-            await worker.call("spin")
+        await cancel_once(functools.partial(until_state, worker, "begun", 1), worker.call, "spin")
         assert await worker.call("state", "closed") == 1
 
 
@@ -147,7 +145,7 @@ async def test_a_handler_that_swallows_it_and_returns() -> None:
 
 
 @pytest.mark.parametrize("function", ["in_c", "in_c_later"])
-async def test_what_does_not_stop_is_killed_with_its_worker(function: str) -> None:
+async def test_what_does_not_stop_is_killed_with_its_worker(function: str, tmp_path: Path) -> None:
     """After the grace. The caller is cancelled, its neighbours hear why the worker died."""
     async with worker_of(grace=0.2) as worker:
         errors: list[WorkerDied] = []
@@ -160,9 +158,9 @@ async def test_what_does_not_stop_is_killed_with_its_worker(function: str) -> No
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(neighbour)
             await worker.call("add_later", 1)
-            with anyio.move_on_after(0.05) as scope:
-                await worker.call(function)
-            assert scope.cancelled_caught
+            path = tmp_path / "begun"
+            begun = functools.partial(until, path.exists)
+            await cancel_once(begun, worker.call, function, str(path))
         with pytest.raises(WorkerDied) as caught:
             await worker.call("add", 1)
         for error in (*errors, caught.value):

@@ -115,14 +115,19 @@ class Caller:
     async def finish(self, call: OutCall, pumps: Sequence[ArgumentPump]) -> None:
         """It has ended: raise its error, if it is one."""
         await self.end_pumps(pumps)
-        if call.error is None:
+        error, call.error = call.error, None
+        if error is None:
             return
+        if isinstance(error, DeadlineExceededError):
+            await self._until_our_deadline()
         for pump in pumps:
             if pump.failure is not None:
-                raise pump.failure
-        if isinstance(call.error, DeadlineExceededError):
-            await self._until_our_deadline()
-        raise call.error
+                error, pump.failure = pump.failure, None
+                break
+        try:
+            raise error
+        finally:
+            del error  # nor does `call` hold it: its traceback has this frame, and the caller's
 
     async def _until_our_deadline(self) -> None:
         """Ours is the same, by another clock: let the scope say so that asked for it."""

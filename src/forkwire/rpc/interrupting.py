@@ -212,7 +212,10 @@ class Interrupter:
             self._considering = False
         if error is not None:
             self._armed = 0  # once only
-            raise error
+            try:
+                raise error
+            finally:
+                del error  # its traceback holds this frame, and all that the function has
         if self.on_others is not None and self._armed and is_safe(frame):
             self._tell_others(self.on_others)
 
@@ -258,7 +261,10 @@ class Interrupter:
     def _raise(self, error: Interrupted) -> None:
         if self._armed == error.call_id:
             self._armed = 0
-            raise error
+            try:
+                raise error
+            finally:
+                del error  # as above
 
     def _ask_loop(self, call_id: int) -> bool:
         """Have the loop that the function runs, if any, interrupt it between two tasks."""

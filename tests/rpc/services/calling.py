@@ -18,7 +18,7 @@ import anyio
 
 _UNOFFERED = os  # an imported module is not offered, nor what begins with "_"
 
-_state = {"sent": 0, "closed": 0, "ran": 0}
+_state = {"sent": 0, "closed": 0, "ran": 0, "begun": 0}
 
 
 class Colour(enum.Enum):
@@ -79,13 +79,9 @@ def several(first: int, /, *rest: int, **named: int) -> list[Any]:
     return [first, list(rest), named]
 
 
-def state(key: str) -> int:
-    """What other handlers have counted."""
+async def state(key: str) -> int:
+    """What other handlers have counted. Async, so that it answers while a plain one runs."""
     return _state[key]
-
-
-def reset() -> None:
-    _state.update(dict.fromkeys(_state, 0))
 
 
 def count_run() -> int:
@@ -482,6 +478,7 @@ async def squares_later(numbers: AsyncIterator[int]) -> AsyncIterator[int]:
 def take_slowly(numbers: Iterator[int], n: int) -> list[int]:
     """Takes ``n``, then waits to be cancelled."""
     taken = [next(numbers) for _ in range(n)]
+    _state["ran"] = n
     try:
         while True:
             time.sleep(0.01)
@@ -491,6 +488,7 @@ def take_slowly(numbers: Iterator[int], n: int) -> list[int]:
 
 async def take_slowly_later(numbers: AsyncIterator[int], n: int) -> None:
     taken = [await anext(numbers) for _ in range(n)]
+    _state["ran"] = n
     try:
         await anyio.sleep(60)
     finally:
@@ -501,6 +499,7 @@ async def take_slowly_later(numbers: AsyncIterator[int], n: int) -> None:
 
 
 def spin() -> None:
+    _state["begun"] += 1
     try:
         while True:
             pass
@@ -531,6 +530,7 @@ async def nap_later(seconds: float) -> str:
 
 
 async def nap_shielded(seconds: float) -> None:
+    _state["begun"] += 1
     try:
         await anyio.sleep(60)
     finally:
@@ -547,9 +547,11 @@ async def stubborn() -> str:
     return "slept"
 
 
-def in_c() -> int:
+def in_c(path: str) -> int:
+    Path(path).touch()
     return sum(range(10**11))
 
 
-async def in_c_later() -> int:
+async def in_c_later(path: str) -> int:
+    Path(path).touch()
     return sum(range(10**11))
