@@ -436,15 +436,14 @@ async def test_an_answer_does_not_wait_for_the_next_call(threads: int, tmp_path:
 
 def test_settle(pair: Pair, stops: list[ThreadDriver]) -> None:
     """Alone it blocks until all is written, reading meanwhile; a thread does so by itself."""
-    own = OwnDriver(pair.one.link)
     say_much(pair.one)
     say_much(pair.other)
 
     def read() -> None:
-        while not heard_all(pair.other):
+        while pair.one.link.outbox.waiting:
             pair.other.turn()
 
-    in_threads(own.settle, read)
+    in_threads(lambda: OwnDriver(pair.one.link).settle(), read)
     assert not pair.one.link.outbox.waiting
     assert pair.one.logged
     thread_driver(pair.other, stops).settle()
