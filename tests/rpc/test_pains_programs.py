@@ -310,10 +310,17 @@ def test_ctrl_c_prints_no_storm_of_tracebacks_without_a_loop(method: str, tmp_pa
         assert not [pid for pid in workers if is_running(pid)]
 
 
+ALL_BUSY = ["spin", "work_in_c", "sleep", "sleep_later", "wait_for_a_program"]
+
+
 @EVERY_BACKEND
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("number", "methods"),
+    [(signal.SIGKILL, ALL_BUSY), (signal.SIGTERM, ["wait_for_a_program"])],
+    ids=["SIGKILL", "SIGTERM"],
+)
 def test_no_orphans_when_the_host_is_killed(
-    backend: str, number: signal.Signals, tmp_path: Path
+    backend: str, number: signal.Signals, methods: list[str], tmp_path: Path
 ) -> None:
     """Elsewhere busy workers run on when their parent was killed; here all of them end.
 
@@ -321,7 +328,6 @@ def test_no_orphans_when_the_host_is_killed(
     ends too.
     """
     run = f"anyio.run(main, {BACKENDS[backend]})"
-    methods = ["spin", "work_in_c", "sleep", "sleep_later", "wait_for_a_program"]
     with running([*script(tmp_path, BUSY, run=run), str(tmp_path), *methods]) as program:
         workers = {int(pid) for pid in program.line().split()}
         descendants = until_true(lambda: _with_program(program, workers))
