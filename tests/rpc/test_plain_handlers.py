@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -18,6 +19,7 @@ from forkwire.sync import SyncWorker
 
 from .services import mixed, plain
 from .support_calls import until, worker_of
+from .support_sync import is_running
 
 pytestmark = pytest.mark.anyio
 
@@ -279,6 +281,32 @@ async def test_a_worker_may_open_a_worker() -> None:
     """In a plain handler, with `forkwire.sync`."""
     async with worker_of(plain) as worker:
         assert await worker.call("grand", 21) == 42
+
+
+async def test_a_cancelled_handler_ends_the_worker_that_it_opened(tmp_path: Path) -> None:
+    """Its block is left as any block is; nothing is left of what it started."""
+    note = tmp_path / "pid"
+    async with worker_of(plain) as worker:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(worker.call, "grand_nap", str(note))
+            await until(lambda: note.exists() and note.read_text())
+            tasks.cancel_scope.cancel()
+        assert not is_running(int(note.read_text()))
+        assert await worker.call("threads") == ["MainThread"]
+
+
+async def test_a_handler_may_be_cancelled_at_any_moment() -> None:
+    """In the midst of whatever it asks its host for: the worker goes on, nothing is in flight."""
+    moments = random.Random(5)
+    asked: list[tuple[Any, ...]] = [
+        ("gather", 50), ("gather_some", 40), ("feed", 60), ("countdown", 6), ("ask", "square", 3),
+    ]  # fmt: skip
+    async with worker_of(plain, host=Host()) as worker:
+        for _ in range(60):
+            with anyio.move_on_after(moments.random() * 0.01):
+                await worker.call(*moments.choice(asked))
+            assert await worker.call("add", 1, 2) == 3
+        assert worker.statistics().in_flight == 0
 
 
 # -- from a caller without a loop ---------------------------------------------------------------

@@ -23,6 +23,12 @@ UNSAFE_WAITING: Final = (
 )
 UNSAFE: Final = (*UNSAFE_WAITING, f"{PACKAGE}.process.")
 WAITING: Final = f"{PACKAGE}.process.waiting"  # where the base layer blocks, and may be cut short
+# A function that waits for a worker of its own: what Ctrl-C may cut short there, we may too.
+BELL: Final = f"{PACKAGE}.rpc.poll_thread", "wait"
+CALLING: Final = frozenset(
+    f"{PACKAGE}.rpc.{name}."
+    for name in ("blocking", "poll_thread", "proxy", "sync_calls", "sync_worker")
+)
 # What these have just taken, a lock above all, they would never give back. What they call may be
 # others' and run for long: so only where they themselves are at work.
 BLOCK_ENDS: Final = ("__enter__", "__exit__")
@@ -40,10 +46,16 @@ def is_safe(frame: FrameType | None) -> bool:
     name = name_of(frame)
     if frame is None or (name, frame.f_code.co_name) in UNSAFE_INNERMOST:
         return False
+    if (name, frame.f_code.co_name) == BELL:
+        return entry_below(frame, UNSAFE, CALLING) is not None
     return entry_below(frame, UNSAFE_WAITING if name == WAITING else UNSAFE) is not None
 
 
-def entry_below(frame: FrameType | None, unsafe: tuple[str, ...] = UNSAFE) -> FrameType | None:
+def entry_below(
+    frame: FrameType | None,
+    unsafe: tuple[str, ...] = UNSAFE,
+    safe: frozenset[str] = frozenset(),
+) -> FrameType | None:
     """The frame of ``run`` or ``step`` that ``frame`` is part of, if nothing between is unsafe.
 
     Our own code that was given to ``run`` itself is part of the call.
@@ -55,7 +67,8 @@ def entry_below(frame: FrameType | None, unsafe: tuple[str, ...] = UNSAFE) -> Fr
         code = frame.f_code
         if code.co_name == "__del__" or code.co_filename.startswith("<frozen importlib"):
             return None
-        if f"{name_of(frame)}.".startswith(unsafe):
+        module = f"{name_of(frame)}."
+        if module.startswith(unsafe) and module not in safe:
             unfinished = True
         elif unfinished:
             return None

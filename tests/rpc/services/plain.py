@@ -267,3 +267,10 @@ def ask_badly() -> str:
     except TypeError as error:
         return type(error).__name__
     return "sent"
+
+
+def grand_nap(path: str) -> None:
+    """Waits for a worker of its own, whose pid it writes down."""
+    with open_worker({"nap": nap}) as worker:
+        Path(path).write_text(str(worker.pid))
+        worker.call("nap", 60)
