@@ -10,7 +10,7 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -111,7 +111,7 @@ class Child:
 @contextlib.asynccontextmanager
 async def scripted(
     script: Callable[[Child], object], patch: pytest.MonkeyPatch, **options: Any
-) -> Any:
+) -> AsyncIterator[Worker]:
     """A worker that runs ``script`` instead of serving; the block has to end in time."""
 
     def serve(input_: Any, output: Any, start: Any) -> None:
@@ -122,8 +122,7 @@ async def scripted(
     options = {"grace": 0.3, "start_timeout": 5, **options}
     with anyio.fail_after(LIMIT):
         async with open_worker(dict(OFFERED), **options) as worker:
-            made: Worker = worker
-            yield made
+            yield worker
 
 
 _warm: list[bool] = []

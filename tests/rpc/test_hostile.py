@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import anyio
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from forkwire.errors import (
@@ -309,9 +309,7 @@ def check(data: bytes) -> None:
         peer.close()
 
 
-FEW: Final = settings(
-    max_examples=100, deadline=None, suppress_health_check=list(HealthCheck), database=None
-)
+FEW: Final = settings(max_examples=100, deadline=None)
 
 
 def test_the_conversation_is_a_valid_one() -> None:

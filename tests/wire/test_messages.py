@@ -98,7 +98,7 @@ def test_carriers() -> None:
 @pytest.mark.parametrize("array", ONE_OF_EACH, ids=lambda array: TABLE[array[0]][0].__name__)
 def test_round_trip(array: list[Any]) -> None:
     """What is parsed is made into the same array again."""
-    message = parse(array)
+    message: Any = parse(array)
     assert type(message) is TABLE[array[0]][0]
     assert array_of(message) == array
 
