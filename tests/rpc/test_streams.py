@@ -125,23 +125,18 @@ async def test_a_stream_that_is_never_iterated() -> None:
 
 
 @pytest.mark.parametrize("function", ["fails_after", "fails_after_later"])
-@pytest.mark.parametrize("n", [0, 3, 100])
-async def test_an_error_comes_after_the_items_before_it(function: str, n: int) -> None:
+async def test_an_error_comes_after_the_items_before_it(function: str) -> None:
     """What was yielded arrives first, then what was raised, once."""
     async with worker_of() as worker:
-        items: list[int] = []
-        stream = worker.stream(function, n)
-
-        async def read() -> None:
-            async for item in stream:
-                items.append(item)  # noqa: PERF401
-
-        with pytest.raises(ValueError, match="no more") as caught:
-            await read()
-        assert isinstance(caught.value, RemoteError)
-        assert items == list(range(n))
-        with pytest.raises(StopAsyncIteration):
-            await anext(stream)
+        for n in (0, 3, 100):
+            stream = worker.stream(function, n)
+            for expected in range(n):
+                assert await anext(stream) == expected
+            with pytest.raises(ValueError, match="no more") as caught:
+                await anext(stream)
+            assert isinstance(caught.value, RemoteError)
+            with pytest.raises(StopAsyncIteration):
+                await anext(stream)
 
 
 @pytest.mark.parametrize("function", ["bad_end", "bad_end_later"])
@@ -231,7 +226,7 @@ async def test_calls_to_the_same_worker_inside_the_loop(function: str) -> None:
 
 
 @ENDLESS
-@pytest.mark.parametrize("window", [1, 5, 32])
+@pytest.mark.parametrize("window", [1, 32])
 async def test_no_further_ahead_than_the_window(function: str, window: int) -> None:
     """The generator is never advanced beyond what the consumer has room for."""
     async with worker_of() as worker, worker.options(window=window).stream(function) as stream:
@@ -253,12 +248,13 @@ async def test_a_stream_that_nobody_reads_holds_up_nobody() -> None:
             assert sizes == [300_000] * 99
 
 
-@pytest.mark.parametrize("window", [0, -1, 2**40, "3", 1.5])
-async def test_windows_that_make_no_sense(window: Any) -> None:
+async def test_windows_that_make_no_sense() -> None:
     """Are refused at once."""
+    bad: list[Any] = [0, -1, 2**40, "3", 1.5]
     async with worker_of() as worker:
-        with pytest.raises(UsageError, match="window"):
-            worker.options(window=window)
+        for window in bad:
+            with pytest.raises(UsageError, match="window"):
+                worker.options(window=window)
 
 
 async def test_a_large_window_does_not_make_others_wait() -> None:
