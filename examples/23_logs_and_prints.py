@@ -16,9 +16,7 @@ def double(n: int) -> int:
 
 
 async def main() -> None:
-    logging.basicConfig(
-        level="INFO", format="%(name)s: %(message)s", stream=sys.stdout
-    )
+    logging.basicConfig(level="INFO", format="%(name)s: %(message)s", stream=sys.stdout)
     async with forkwire.open_worker(double) as worker:
         print(await worker.call("double", 21))
 
