@@ -14,15 +14,15 @@ from .process.channels import InputChannel, OutputChannel, wrong_end
 from .wire.framing import Buffer, EndOfFile, WriteOk, encode_int, frame
 
 if TYPE_CHECKING:
-    from .rpc.blocking import SyncStream
     from .rpc.sync_calls import SyncCalls, SyncCurrentCall, current_call
+    from .rpc.sync_streams import SyncStream
     from .rpc.sync_worker import SyncWorker, open_worker
 
 # Imported when first used: the base layer works without what they need.
 UPPER = {
     "SyncCalls": "sync_calls",
     "SyncCurrentCall": "sync_calls",
-    "SyncStream": "blocking",
+    "SyncStream": "sync_streams",
     "SyncWorker": "sync_worker",
     "current_call": "sync_calls",
     "open_worker": "sync_worker",

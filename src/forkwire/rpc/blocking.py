@@ -1,4 +1,4 @@
-"""Calls from a thread without an event loop: what blocks, and streams as iterators.
+"""Calls from a thread without an event loop, which block.
 
 Used by plain handlers in a worker, and by :mod:`forkwire.sync`. How to wait, and how a call is
 stopped, each of them says itself: a `Waiter`.
@@ -9,24 +9,20 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import AsyncIterable, Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Final, Generic, Protocol, Self, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
-from ..errors import CallCancelledError, UsageError
-from ..wire.messages import Credit, Send, Sent, StreamRef
-from . import context, failures
-from .current import Inside, handling, new_tree, tree_for_call
-from .interrupting import Interrupted
+from ..errors import UsageError
+from . import context
+from .current import new_tree, tree_for_call
+from .feeding import Feeder, streams_in
 from .link import Link, OutCall
 from .requests import Request, log_unseen, report
 
-__all__ = ["BlockingCaller", "SyncStream", "Waiter"]
+__all__ = ["BlockingCaller", "Waiter", "check_time"]
 
 T = TypeVar("T")
-
-# Values of these types are never streamed, and most arguments are of one.
-PLAIN: Final = frozenset({int, str, float, bool, bytes, type(None), list, dict, tuple, set})
 
 
 class Waiter(Protocol):
@@ -238,26 +234,6 @@ def check_time(request: Request) -> None:
         raise TimeoutError(f"{request.method} did not end within {request.options.timeout} seconds")
 
 
-def streams_in(request: Request) -> tuple[list[object], dict[str, object], list[Iterator[Any]]]:
-    """The arguments with references in place of iterators, and those."""
-    streams: list[Iterator[Any]] = []
-
-    def replaced(value: object) -> object:
-        if isinstance(value, AsyncIterable):
-            raise UsageError(
-                "an async iterable cannot be an argument here, where there is no event loop: "
-                "pass a plain iterator or generator"
-            )
-        if not isinstance(value, Iterator):
-            return value
-        streams.append(value)
-        return StreamRef(len(streams) - 1)
-
-    args = [value if type(value) in PLAIN else replaced(value) for value in request.args]
-    kwargs = {name: replaced(value) for name, value in request.kwargs.items()}
-    return args, kwargs, streams
-
-
 def meta_of(request: Request, credit: int | None, tree: str, link: Link) -> Mapping[str, object]:
     meta: dict[str, object] = {}
     if request.deadline != math.inf:
@@ -271,156 +247,3 @@ def meta_of(request: Request, credit: int | None, tree: str, link: Link) -> Mapp
     if (carried := context.capture(variables=link.limits.trusted)) is not None:
         meta["context"] = carried
     return meta
-
-
-class Feeder:
-    """Sends the items of one argument, as many as are wanted, whenever its caller waits."""
-
-    def __init__(
-        self, caller: BlockingCaller, call: OutCall, number: int, iterator: Iterator[Any]
-    ) -> None:
-        self._caller: Final = caller
-        self._call: Final = call
-        self.number: Final = number
-        self._iterator: Final = iterator
-        self._inside: Final = Inside(call.tree)
-        self._credit = 0
-        self._over = False
-        self._stopped = False
-        self.failure: BaseException | None = None
-
-    def grant(self, count: int) -> None:
-        """The other side wants ``count`` more; 0: none any more."""
-        self._credit += count
-        self._stopped = self._stopped or not count
-        self._call.wake()
-
-    @property
-    def wanted(self) -> bool:
-        """Whether `feed` has something to do."""
-        return not self._over and (self._stopped or self._credit > 0)
-
-    def feed(self) -> None:
-        """Send the next item, or the end, if it is wanted."""
-        if not self.wanted or self._call.ended:
-            return
-        token = handling.set(self._inside)
-        try:
-            value = self._caller.waiter.theirs(lambda: next(self._iterator, self))
-            if self._stopped or value is self:
-                self._end()
-                return
-            self._credit -= 1
-            self._send(Send(self._call.id, self.number, value))
-        except Interrupted:
-            raise
-        except (Exception, SystemExit) as error:
-            self.failure = error
-            self._end()
-        finally:
-            handling.reset(token)
-
-    def _send(self, message: Send | Sent) -> None:
-        self._caller.waiter.send(lambda: self._caller.link.send(message))
-
-    def _end(self) -> None:
-        self._over = True
-        data = None if self.failure is None else failures.describe(self.failure)
-        if not (self._call.ended or self._call.cancelled):
-            self._send(Sent(self._call.id, self.number, data))
-
-    def close(self) -> None:
-        """Nobody takes it any more."""
-        self._over = True
-        if isinstance(self._iterator, (Generator, SyncStream)):
-            self._iterator.close()
-
-
-class SyncStream(Generic[T]):
-    """The items that a generator on the other side yields, as an iterator.
-
-    Also a context manager: leaving the block, or the loop early, stops the generator there. Nothing
-    is sent before the first item is asked for.
-    """
-
-    def __init__(self, caller: BlockingCaller, request: Request) -> None:
-        self._caller: Final = caller
-        self._request: Final = request
-        self._call: OutCall | None = None
-        self._feeders: list[Feeder] = []
-        self._outstanding = 0
-        self._over = False
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> T:
-        with self._caller.waiter.ours():
-            return self._next()
-
-    def _next(self) -> T:
-        if self._over:
-            raise StopIteration
-        try:
-            call = self._call or self._begin()
-            if not call.ready:
-                self._caller.wait_for(call, self._feeders, self._request, lambda: call.ready)
-            self._caller.report(call, self._request)
-            if call.items:
-                return self._take(call)
-        except BaseException:
-            self._stop()
-            raise
-        self._over = True
-        self._caller.finish(call, self._feeders)
-        raise StopIteration
-
-    def _begin(self) -> OutCall:
-        self._outstanding = self._request.options.window
-        call, self._feeders = self._caller.begin(self._request, credit=self._outstanding)
-        self._call = call
-        return call
-
-    def _take(self, call: OutCall) -> T:
-        value = call.items.popleft()
-        self._outstanding -= 1
-        window = self._request.options.window
-        if self._outstanding <= window // 2 and not call.ended:
-            more = window - self._outstanding
-            self._outstanding = window
-            self._caller.waiter.send(lambda: self._caller.link.send(Credit(call.id, more)))
-        convert = self._request.convert
-        item: T = value if convert is None else convert(value)
-        return item
-
-    def _stop(self) -> None:
-        self._over = True
-        if self._call is not None:
-            self._call.items.clear()
-            self._caller.give_up(self._call, self._feeders)
-
-    def close(self) -> None:
-        """Stop the generator on the other side, and wait until it has. Idempotent.
-
-        Raises what it raised at its end.
-        """
-        if self._over:
-            return
-        with self._caller.waiter.ours():
-            self._stop()
-        error = None if self._call is None else self._call.error
-        if error is not None and not isinstance(error, CallCancelledError):
-            raise error
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        call = getattr(self, "_call", None)
-        if call is not None and not self._over:
-            self._caller.drop(call)
-            for feeder in self._feeders:
-                feeder.close()

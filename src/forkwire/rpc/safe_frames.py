@@ -25,10 +25,17 @@ UNSAFE: Final = (*UNSAFE_WAITING, f"{PACKAGE}.process.")
 WAITING: Final = f"{PACKAGE}.process.waiting"  # where the base layer blocks, and may be cut short
 # A function that waits for a worker of its own: what Ctrl-C may cut short there, we may too.
 BELL: Final = f"{PACKAGE}.rpc.poll_thread", "wait"
-CALLING: Final = frozenset(
-    f"{PACKAGE}.rpc.{name}."
-    for name in ("blocking", "poll_thread", "proxy", "sync_calls", "sync_worker")
+CALLING_MODULES: Final = (
+    "blocking",
+    "feeding",
+    "poll_thread",
+    "proxy",
+    "sync_caller",
+    "sync_calls",
+    "sync_streams",
+    "sync_worker",
 )
+CALLING: Final = frozenset(f"{PACKAGE}.rpc.{name}." for name in CALLING_MODULES)
 # What these have just taken, a lock above all, they would never give back. What they call may be
 # others' and run for long: so only where they themselves are at work.
 BLOCK_ENDS: Final = ("__enter__", "__exit__")

@@ -9,7 +9,7 @@ from typing import Any, Final, ParamSpec, TypeVar, overload
 
 from ..errors import UsageError
 from . import context
-from .blocking import BlockingCaller, SyncStream
+from .blocking import BlockingCaller
 from .current import handling
 from .handling import check_kind, progress
 from .kinds import Kind
@@ -18,6 +18,7 @@ from .link import InCall
 from .offers import Offers
 from .proxy import proxy
 from .requests import CallOptions, OnProgress, Request
+from .sync_streams import SyncStream
 from .typed import StreamedNotCalled, Untyped
 from .values import Shape
 

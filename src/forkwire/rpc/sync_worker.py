@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _thread
 import atexit
 import math
 import os
@@ -10,7 +9,6 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Final, Self, TypeVar
 
@@ -18,17 +16,14 @@ from ..errors import ProcessWorkerIPCError, UsageError
 from ..process.backend import BackendName
 from ..process.worker import DEFAULT_GRACE
 from ..wire.framing import MAX_PAYLOAD_SIZE
-from .blocking import BlockingCaller
-from .handle import LAST_GRACE, REPEAT, Handle, HasHandle, WorkerStatistics
-from .handling import find
-from .lanes import Job, Lane, Lanes
-from .link import InCall, OutCall
+from .handle import REPEAT, Handle, HasHandle, WorkerStatistics
 from .offers import Offers
 from .poll_thread import Bell, PollDriver, PollThread
-from .service import Service
 from .settings import START_TIMEOUT, Settings, StartMethod, settings_of
-from .sync_calls import NOTHING, SyncCalls
-from .uninterrupted import Postponed, Uninterrupted
+from .sync_caller import SyncCaller
+from .sync_calls import SyncCalls
+from .thread_hosting import ThreadHosting
+from .uninterrupted import Uninterrupted
 
 __all__ = ["SyncWorker", "WorkerStatistics", "open_worker"]
 
@@ -279,167 +274,3 @@ open_workers: Final[weakref.WeakSet[SyncWorker]] = weakref.WeakSet()
 def close_open_workers() -> None:
     for worker in list(open_workers):
         worker.close()
-
-
-class RingingCall(OutCall):
-    """One whose caller sleeps until something comes for it."""
-
-    __slots__ = ("bell",)
-
-    def __init__(self, method: str, tree: str) -> None:
-        super().__init__(0, method, tree)
-        self.bell: Final = Bell()
-        self.wake = self.bell.ring
-
-
-class SyncCaller(BlockingCaller):
-    """Calls to a worker, which can be killed. It is its own `Waiter`."""
-
-    def __init__(self, driver: PollDriver, handle: Handle) -> None:
-        super().__init__(handle.link, self)
-        self._driver: Final = driver
-        self._thread: Final = driver.thread
-        self._handle: Final = handle
-        self._pid: Final = os.getpid()
-
-    def wait(self, ready: Callable[[], bool], until: float = math.inf) -> None:
-        link = self.link
-        self._driver.wait_until(lambda: ready() or link.over is not None, until)
-
-    def send(self, function: Callable[[], T]) -> T:
-        if not in_main_thread():
-            return function()
-        with Postponed():
-            return function()
-
-    def ours(self) -> AbstractContextManager[None]:
-        return NOTHING
-
-    def theirs(self, function: Callable[[], T]) -> T:
-        return function()
-
-    def wake(self) -> None:
-        self._driver.wake()
-
-    def new_call(self, method: str, tree: str) -> RingingCall:
-        if self._pid != os.getpid():
-            raise UsageError(
-                f"{self.link.name} belongs to process {self._pid}, which started it, not to this "
-                f"one ({os.getpid()}), which inherited the handle"
-            )
-        return RingingCall(method, tree)
-
-    def sleep(self, call: OutCall, ready: Callable[[], bool], until: float) -> None:
-        assert isinstance(call, RingingCall)
-        call.bell.wait(ready, until)
-
-    def drop(self, call: OutCall) -> None:
-        self._thread.run_soon(Stopping(self._handle, self._thread, call).begin)
-
-    def stop(self, call: OutCall) -> None:
-        stopping = Stopping(self._handle, self._thread, call)
-        self._thread.run_soon(stopping.begin)
-        with Uninterrupted(call.wake):
-            self.sleep(call, lambda: stopping.over, math.inf)
-
-
-def in_main_thread() -> bool:
-    return _thread.get_ident() == threading.main_thread().ident
-
-
-class Stopping:
-    """Has a call stopped: asks for it, interrupts, and kills after the grace.
-
-    In the driver's thread, whatever becomes of who waits.
-    """
-
-    def __init__(self, handle: Handle, thread: PollThread, call: OutCall) -> None:
-        self._handle: Final = handle
-        self._thread: Final = thread
-        self._call: Final = call
-        self._deadline = math.inf
-        self._left = False
-
-    @property
-    def over(self) -> bool:
-        """Whether the call has ended, or it need not be waited for."""
-        return self._call.ended or self._left
-
-    def begin(self) -> None:
-        """Ask for it."""
-        call = self._call
-        if not (call.ended or call.id):
-            call.end()  # it was never sent
-        if not call.ended:
-            self._handle.link.cancel(call)
-            self._deadline = time.monotonic() + self._handle.settings.grace
-            self._insist()
-
-    def _insist(self) -> None:
-        call, handle = self._call, self._handle
-        left = self._deadline - time.monotonic()
-        if call.ended:
-            handle.control.forget(call.id)
-        elif left > 0:
-            handle.control.cancel(call.id)
-            self._thread.after(min(REPEAT, left), self._insist)
-        else:
-            handle.control.forget(call.id)
-            self._give_up()
-
-    def _give_up(self) -> None:
-        call = self._call
-        if self._handle.waits_for_another(call):
-            self._left = True
-            call.wake()
-        else:
-            self._handle.kill_for(call)
-            self._thread.after(LAST_GRACE, self._kill)
-
-    def _kill(self) -> None:
-        if not self._call.ended:
-            self._handle.process.kill()
-
-
-class ThreadHosting(Lanes):
-    """Runs what the worker calls: plain functions, each call in a thread, one at a time.
-
-    One that is called while its caller's call to the worker is handled here (the same tree) does
-    not wait for its turn.
-    """
-
-    def __init__(self, driver: PollDriver, service: Service) -> None:
-        super().__init__(driver, service.name)
-        service.load()
-        self._service: Final = service
-        self._turn: Final = threading.Lock()
-        self._trees: Final[list[str]] = []
-
-    def take_call(self, call: InCall) -> None:
-        """Have ``call`` run, or answer why not."""
-        try:
-            method = find(self._service, call)
-        except Exception as error:
-            call.link.reply_error(call, error)
-        else:
-            self.accept(call, method)
-
-    def enqueue(self, job: Job) -> None:
-        """A thread for ``job``, or for its next part."""
-        threading.Thread(
-            target=self._run, args=(job,), name=f"forkwire: {self.name}", daemon=True
-        ).start()
-
-    def _run(self, job: Job) -> None:
-        if job.call.tree and job.call.tree in self._trees:
-            self._advance(job)
-            return
-        with self._turn:
-            self._advance(job)
-
-    def _advance(self, job: Job) -> None:
-        self._trees.append(job.call.tree)
-        try:
-            Lane(self, None).advance(job)
-        finally:
-            self._trees.remove(job.call.tree)
