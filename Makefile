@@ -62,7 +62,7 @@ bench: $(VENV)/.test
 	$(BIN)/python benchmarks/pingpong.py
 	$(BIN)/python benchmarks/bulk.py
 	$(BIN)/python benchmarks/start.py
-	$(BIN)/python benchmarks/calls.py
+	$(BIN)/python benchmarks/calling.py
 
 clean:
 	rm -rf $(VENV) .venv-3.* build dist tests/peers/_build
