@@ -33,6 +33,7 @@ __all__ = [
     "WAYS_TO_SERVE",
     "is_running",
     "nothing_left_behind",
+    "open_files",
     "outcome",
     "script",
     "sync_worker_of",
@@ -77,7 +78,7 @@ _warm: list[bool] = []
 class Left:
     """What a process has that it has to give back."""
 
-    descriptors: frozenset[str]
+    descriptors: frozenset[tuple[str, str]]
     children: frozenset[int]
     threads: frozenset[int | None]
 
@@ -85,7 +86,9 @@ class Left:
     def now(cls) -> Left:
         threads = [t for t in threading.enumerate() if not t.name.startswith(KEPT_THREADS)]
         return cls(
-            frozenset(descriptors()), frozenset(children()), frozenset(t.ident for t in threads)
+            frozenset(open_files(os.getpid())),
+            frozenset(children()),
+            frozenset(t.ident for t in threads),
         )
 
     def minus(self, before: Left) -> dict[str, object]:
@@ -97,12 +100,13 @@ class Left:
         return {name: found for name, found in more.items() if found}
 
 
-def descriptors() -> Iterator[str]:
-    for fd in os.listdir("/proc/self/fd"):
+def open_files(pid: int) -> Iterator[tuple[str, str]]:
+    """Each descriptor of a process, and what it refers to."""
+    for fd in os.listdir(f"/proc/{pid}/fd"):
         with contextlib.suppress(OSError):
-            target = os.readlink(f"/proc/self/fd/{fd}")
+            target = os.readlink(f"/proc/{pid}/fd/{fd}")
             if not target.endswith("/fd"):  # the listing itself
-                yield f"{fd} {target}"
+                yield fd, target
 
 
 def children() -> Iterator[int]:

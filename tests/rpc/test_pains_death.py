@@ -34,6 +34,7 @@ from .support_pains import (
     WAYS_TO_SERVE,
     is_running,
     nothing_left_behind,  # noqa: F401
+    open_files,
     sync_worker_of,
     until,
     until_true,
@@ -327,13 +328,20 @@ async def test_a_crash_fails_nobody_elses_calls(tmp_path: Path) -> None:
     assert answers == ["found"]
 
 
+def pipes_of(pid: int) -> set[str]:
+    """Those that a process has open."""
+    return {target for _, target in open_files(pid) if target.startswith("pipe:")}
+
+
 async def test_a_worker_ends_though_its_younger_sibling_lives(tmp_path: Path) -> None:
     """Elsewhere the sibling has inherited the pipe, so end of file comes when that one ends too.
 
     Here it comes at once, on both sides: the elder ends by itself when it is closed, and its death
     is seen; the younger does not notice.
     """
+    before = pipes_of(os.getpid())
     async with worker_of(grace=LIMIT) as elder, worker_of() as younger:
+        assert pipes_of(elder.pid) & pipes_of(younger.pid) <= before
         await elder.aclose()
         assert elder.returncode == 0
         assert await younger.call("add", 1, 2) == 3
