@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import gc
 import os
 import resource
 import sys
@@ -265,3 +266,42 @@ def test_the_placeholder_is_good_for_nothing_but_closing() -> None:
         assert os.dup(other) == fd
 
     assert in_a_child(look) == 0
+
+
+class Finaliser:
+    """Lets go of a descriptor when it is collected."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.me = self
+
+    def __del__(self) -> None:
+        if self.fd in owned():
+            ownership.close(self.fd)
+
+
+@pytest.mark.parametrize("allocations", [2, 5, 9])
+def test_a_finaliser_closes_while_a_fork_is_planned(
+    allocations: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Garbage may be collected at any moment, also while what is owned is gone through."""
+    begin = ownership._begin_fork
+    kept = [fd for _ in range(10) for fd in ownership.make_owned(os.pipe)]
+    thresholds = gc.get_threshold()
+
+    def begin_and_collect_soon(thread: int) -> None:
+        begin(thread)
+        gc.collect()
+        for fd in ownership.make_owned(os.pipe):
+            Finaliser(fd)
+        gc.set_threshold(gc.get_count()[0] + allocations)
+
+    monkeypatch.setattr(ownership, "_begin_fork", begin_and_collect_soon)
+    try:
+        ownership.plan_fork([])
+    finally:
+        gc.set_threshold(*thresholds)
+        ownership.end_fork()
+    for fd in kept:
+        ownership.close(fd)
+    gc.collect()

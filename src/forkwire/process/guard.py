@@ -114,8 +114,10 @@ def started_by(start: Callable[[int, int], None]) -> tuple[int, int]:
         opened += ownership.make_owned(connection)
         opened += ownership.make_owned(new_table)
         ours, theirs, table = opened
-        for slot, worker in list(_workers.items()):  # those of a guard that died
-            guard_main.write(table, slot, worker.pid, worker.grace)
+        for slot in list(_workers):  # those of a guard that died; a finaliser may come in between
+            worker = _workers.get(slot)
+            if worker is not None:
+                guard_main.write(table, slot, worker.pid, worker.grace)
         start(theirs, table)
         opened.remove(theirs)
         ownership.close(theirs)

@@ -17,7 +17,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -103,7 +103,7 @@ def plan_fork(
     _planning.add(thread)
     covered = [
         fd
-        for fd, (inode,) in list(_owned.items())
+        for fd, inode in owned_now()
         if fd not in kept and fd not in closed and is_still_owned(fd, inode)
     ]
     return Plan(kept, closed, covered, silenced)
@@ -135,6 +135,14 @@ def overlay(fds: Iterable[int], how: int = DEAD) -> None:
             os.dup2(placeholder, fd, inheritable=False)
     if placeholder not in rest:
         os.close(placeholder)
+
+
+def owned_now() -> Iterator[tuple[int, int]]:
+    """The descriptors and their inodes, while a finaliser may let go of some."""
+    for fd in list(_owned):  # the numbers alone: to make tuples may collect garbage half way
+        entry = _owned.get(fd)
+        if entry is not None:
+            yield fd, entry[0]
 
 
 def is_still_owned(fd: int, inode: int) -> bool:
@@ -169,7 +177,7 @@ def _after_fork_in_child() -> None:
         return
     _planning.clear()
     try:
-        overlay(fd for fd, (inode,) in _owned.items() if is_still_owned(fd, inode))
+        overlay(fd for fd, inode in owned_now() if is_still_owned(fd, inode))
     finally:
         _owned.clear()
 
