@@ -305,3 +305,17 @@ def test_a_finaliser_closes_while_a_fork_is_planned(
     for fd in kept:
         ownership.close(fd)
     gc.collect()
+
+
+def test_what_was_closed_meanwhile_is_covered_all_the_same() -> None:
+    """Another thread may close a descriptor between the plan of a fork and the fork."""
+    gone, other = os.pipe()
+    os.close(gone)
+    ownership.overlay([gone, other])
+    try:
+        for fd in (gone, other):
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                os.write(fd, b"x")
+    finally:
+        os.close(gone)
+        os.close(other)

@@ -12,6 +12,7 @@ deadlock. Instead forks are counted, and what was made while one was going on is
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import sys
@@ -128,7 +129,8 @@ def overlay(fds: Iterable[int], how: int = DEAD) -> None:
     rest = list(fds)
     if not rest:
         return
-    os.close(rest[0])  # so that there is room where the table is full
+    with contextlib.suppress(OSError):  # another thread has closed it since the fork was planned
+        os.close(rest[0])  # so that there is room where the table is full
     placeholder = os.open(os.devnull, how)
     for fd in rest:
         if fd != placeholder:
