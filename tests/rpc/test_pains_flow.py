@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -168,6 +169,28 @@ async def test_leaving_the_block_does_not_wait_for_work_without_end(tmp_path: Pa
         await until(begun.exists)
     assert len(errors) == 1
     assert worker.returncode == 0
+
+
+async def test_leaving_takes_one_grace_where_the_work_cannot_be_stopped(tmp_path: Path) -> None:
+    """Elsewhere an executor waits for its threads for ever; here the process ends after the grace.
+
+    A function in another than the worker's first thread cannot be interrupted.
+    """
+    begun, never = [tmp_path / name for name in "ab"], str(tmp_path / "never")
+
+    async def wait(path: Path) -> None:
+        with pytest.raises(forkwire.CallError):
+            await worker.call("wait_for", str(path), never)
+
+    options = WAYS_TO_SERVE["threads"]
+    async with anyio.create_task_group() as tasks, worker_of(grace=0.5, **options) as worker:
+        for path in begun:
+            tasks.start_soon(wait, path)
+        await until(lambda: all(path.exists() for path in begun))
+        start = time.monotonic()
+        await worker.aclose()
+        assert time.monotonic() - start < 2 * 0.5
+    assert worker.returncode == -signal.SIGTERM
 
 
 # -- large values -----------------------------------------------------------------------------

@@ -214,39 +214,41 @@ class SyncWorker(HasHandle, SyncCalls):
         if handle is None or self._pid != os.getpid():
             return
         with Uninterrupted(self._hurry):
+            late = False
             try:
-                if not handle.closing:
-                    self._wind_up(handle)
+                late = not (handle.closing or self._wind_up(handle))
             finally:
-                self._finish(handle)
+                self._finish(handle, late=late)
 
-    def _wind_up(self, handle: Handle) -> None:
+    def _wind_up(self, handle: Handle) -> bool:
+        """Let what was sent be done, and stop what somebody waits for; whether all has ended."""
         assert self._driver is not None
         assert self._thread is not None
         until = time.monotonic() + self._settings.grace
         calls = self._thread.do(handle.say_goodbye)
         outbox = handle.link.outbox
-        self._driver.wait_until(
+        in_time = self._driver.wait_until(
             lambda: all(call.ended for call in calls) or handle.link.over is not None, until
         )
         while outbox.waiting and not outbox.gone and time.monotonic() < until:
             time.sleep(REPEAT)  # nothing tells when the last byte is out
+        return in_time
 
-    def _finish(self, handle: Handle) -> None:
-        """Reap it, and end the thread."""
+    def _finish(self, handle: Handle, *, late: bool = False) -> None:
+        """Reap it, and end the thread. ``late``: it had its grace already."""
         thread = self._thread
         assert thread is not None
         thread.do(handle.process.output_channel.close)
-        self._end_process(handle)
+        self._end_process(handle, 0 if late else self._settings.grace)
         thread.do(handle.process.input_channel.close)
         handle.control.close()
         thread.stop()
         handle.fail(None)
         open_workers.discard(self)
 
-    def _end_process(self, handle: Handle) -> None:
-        grace = self._settings.grace
-        for seconds, end in ((grace, handle.process.terminate), (grace, handle.process.kill)):
+    def _end_process(self, handle: Handle, patience: float) -> None:
+        process, grace = handle.process, self._settings.grace
+        for seconds, end in ((patience, process.terminate), (grace, process.kill)):
             if self._await_end(handle, seconds):
                 return
             end()

@@ -189,14 +189,16 @@ class Worker(HasHandle, Calls):
             await current_backend().uninterrupted(functools.partial(self._close, handle))
 
     async def _close(self, handle: Handle) -> None:
+        late = False
         if not handle.closing:
             try:
-                with anyio.move_on_after(self._settings.grace):
+                with anyio.move_on_after(self._settings.grace) as scope:
                     await self._wind_up(handle)
+                late = scope.cancelled_caught
             except BaseException:
                 handle.process.kill()
                 raise
-        await self._finish(handle)
+        await self._finish(handle, late=late)
 
     async def _wind_up(self, handle: Handle) -> None:
         """Let what was sent be done, and stop what somebody waits for."""
@@ -205,12 +207,17 @@ class Worker(HasHandle, Calls):
             await self._caller.wait_ended(call)
         await self._caller.wait_written()
 
-    async def _finish(self, handle: Handle) -> None:
-        handle.process.output_channel.close()
+    async def _finish(self, handle: Handle, *, late: bool = False) -> None:
+        """Reap it. ``late``: it had its grace already."""
+        process, grace = handle.process, self._settings.grace
+        process.output_channel.close()
         try:
-            with anyio.move_on_after(self._settings.grace):
-                await handle.process.wait()
-            await handle.process.aclose()
+            for seconds, end in ((0 if late else grace, process.terminate), (grace, process.kill)):
+                with anyio.move_on_after(seconds):
+                    await process.wait()
+                if process.returncode is None:
+                    end()
+            await process.aclose()
         finally:
             handle.fail(None)
             handle.control.close()
