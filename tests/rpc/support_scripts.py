@@ -20,8 +20,17 @@ import uvloop
 
 from forkwire import Worker, open_worker, sync
 from forkwire.rpc import codec
+from forkwire.sync import SyncWorker
 
-__all__ = ["HELLO", "LIMIT", "Child", "framed", "nothing_left", "scripted"]
+__all__ = [
+    "HELLO",
+    "LIMIT",
+    "Child",
+    "blocking_scripted",
+    "framed",
+    "nothing_left",
+    "scripted",
+]
 
 HELLO: Final = [0, {"protocol": [1]}]
 
@@ -128,6 +137,22 @@ async def scripted(
 _warm: list[bool] = []
 
 
+@contextlib.contextmanager
+def blocking_scripted(
+    script: Callable[[Child], object], patch: pytest.MonkeyPatch, **options: Any
+) -> Iterator[SyncWorker]:
+    """The same without a loop."""
+
+    def serve(input_: Any, output: Any, start: Any) -> None:
+        script(Child(input_.fileno(), output.fileno()))
+        os._exit(0)
+
+    patch.setattr("forkwire.rpc.handle.serve", serve)
+    options = {"grace": 0.3, "start_timeout": 5, **options}
+    with sync.open_worker(dict(OFFERED), **options) as worker:
+        yield worker
+
+
 def descriptors() -> set[str]:
     """The open ones, and what they are."""
     root = Path(f"/proc/{os.getpid()}/fd" if sys.platform == "linux" else "/dev/fd")
@@ -163,6 +188,7 @@ def nothing_left() -> Iterator[None]:
     yield
     if descriptors() - before[0]:
         gc.collect()
-    assert descriptors() - before[0] == set()
+    left = descriptors() - before[0]
+    assert left == set(), left
     assert children() - before[1] == set()
     assert threads() - before[2] == set()

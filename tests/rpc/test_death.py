@@ -24,7 +24,15 @@ from forkwire.errors import (
     WorkerStartError,
 )
 
-from .support_scripts import HELLO, LIMIT, Child, framed, nothing_left, scripted
+from .support_scripts import (
+    HELLO,
+    LIMIT,
+    Child,
+    blocking_scripted,
+    framed,
+    nothing_left,
+    scripted,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -254,6 +262,60 @@ async def test_answers_are_heard_from_a_worker_that_does_not_read(
     for _ in range(5):
         async with scripted(script, monkeypatch) as worker:
             assert await worker.call("f") == "answer"
+
+
+# -- without a loop -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", range(4))
+@pytest.mark.parametrize("what", ["call", "stream"])
+def test_death_between_two_messages_without_a_loop(
+    what: str, how: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocking calls end too, in every way."""
+    sizes = bytes_of(PARTS[what])
+    for count in range(len(sizes) + 1):
+        size = sum(sizes[:count])
+        script = cut_after(PARTS[what], size + (count < len(sizes) and count % 2), how)
+        result: object = None
+        died: list[WorkerDied] = []
+        with nothing_left():
+            try:
+                with blocking_scripted(script, monkeypatch, grace=0.05) as worker:
+                    result = worker.call("f") if what == "call" else list(worker.stream("count"))
+            except WorkerDied as error:
+                died.append(error)
+        if count == len(sizes):
+            assert (result, died) == (RESULTS[what], [])
+        else:
+            assert [error.returncode for error in died] == [{0: 3, 1: -9, 2: 0, 3: -9}[how]]
+
+
+def test_a_large_argument_without_a_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that dies while it is written, or never reads it, holds nobody up."""
+
+    def script(child: Child) -> None:
+        child.say(HELLO)
+        child.hear()
+        child.read(5 * MIB)
+        os._exit(3)
+
+    with (
+        nothing_left(),
+        blocking_scripted(script, monkeypatch) as worker,
+        pytest.raises(WorkerDied),
+    ):
+        worker.call("f", bytes(10 * MIB))
+
+    def deaf(child: Child) -> None:
+        child.say(HELLO)
+        child.wait()
+
+    with nothing_left(), blocking_scripted(deaf, monkeypatch, grace=0.05) as worker:
+        with pytest.raises(TimeoutError):
+            worker.options(timeout=0.05).call("f", bytes(10 * MIB))
+        with pytest.raises(WorkerDied):
+            worker.call("f")
 
 
 # -- real workers ---------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from forkwire.errors import (
 from forkwire.rpc.link import Limits
 
 from .support_links import Scripted, framed, memory_below, resident
-from .support_scripts import HELLO, Child, nothing_left, scripted
+from .support_scripts import HELLO, Child, blocking_scripted, nothing_left, scripted
 
 pytestmark = pytest.mark.anyio
 
@@ -249,6 +249,114 @@ async def test_a_half_said_frame_at_the_end(monkeypatch: pytest.MonkeyPatch) -> 
         async with scripted(script, monkeypatch, grace=0.05):
             pass
         assert time.monotonic() - before < 2
+
+
+# -- workers that call their host -----------------------------------------------------------------
+
+
+async def answer(n: int) -> bytes:
+    """A host's function, whose answers are large."""
+    return bytes(100_000)
+
+
+def plain_answer(n: int) -> int:
+    return n
+
+
+@pytest.mark.parametrize("method", ["answer", "plain_answer", "missing"])
+@pytest.mark.parametrize("kind", ["calls", "notifications"])
+async def test_floods_of_calls_by_a_worker_that_never_reads(
+    method: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory is bounded: what is not read counts, and then it is a fault, or waits."""
+    over = 2_000
+
+    def script(child: Child) -> None:
+        child.say(HELLO)
+        child.hear_of(1)
+        for number in range(1, over, 500):
+            numbers = range(number, number + 500)
+            if kind == "calls":
+                child.say(*[[1, n, method, [n]] for n in numbers])
+            else:
+                child.say(*[[2, method, [n]] for n in numbers])
+        if kind == "notifications":
+            child.say([3, 1, "done"])
+        child.wait()
+
+    monkeypatch.setattr("forkwire.rpc.link.UNREAD_ANSWERS", 500)
+    host = {"answer": answer, "plain_answer": plain_answer}
+    before = resident()
+    async with scripted(script, monkeypatch, host=host) as worker:
+        if kind == "notifications":
+            assert await worker.call("f") == "done"
+        else:
+            with pytest.raises((ProtocolError, WorkerDied), match="reads none"):
+                await worker.call("f")
+    assert resident() - before < 128 * MIB
+
+
+async def test_a_host_that_goes_on_while_its_worker_breaks_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What the host runs for the worker is stopped when the worker broke the protocol."""
+    stopped = anyio.Event()
+    begun = anyio.Event()
+
+    async def run() -> None:
+        begun.set()
+        try:
+            await anyio.sleep_forever()
+        finally:
+            stopped.set()
+
+    def script(child: Child) -> None:
+        child.say(HELLO)
+        child.hear_of(1)
+        child.say([1, 1, "run", []])
+        child.say([8, 1, 1, 1, ""])
+        child.hear_of(5)
+        child.say([11, 1])
+        child.wait()
+
+    async with scripted(script, monkeypatch, host={"run": run}) as worker:
+        with anyio.CancelScope() as scope:
+            async with anyio.create_task_group() as group:
+
+                async def call() -> None:
+                    with pytest.raises(ProtocolError):
+                        await worker.call("f")
+
+                group.start_soon(call)
+                await begun.wait()
+                scope.cancel()
+        await stopped.wait()
+
+
+# -- without a loop -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", FAULTS)
+def test_faults_without_a_loop(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same for blocking calls."""
+    messages, named = FAULTS[what]
+    with nothing_left():
+        returncode = provoke(messages, named, monkeypatch)
+    assert returncode == -9
+
+
+def provoke(messages: list[Any], named: str, patch: pytest.MonkeyPatch) -> int | None:
+    """Apart, so that the traceback keeps nothing."""
+    with blocking_scripted(say(messages), patch) as worker:
+        if messages[0][:2] == [3, 1]:
+            worker.call("f")
+        else:
+            with pytest.raises(ProtocolError) as caught:
+                worker.call("f")
+            assert named in str(caught.value)
+        with pytest.raises(ForkwireError):
+            worker.call("f")
+    return worker.returncode
 
 
 def framed_many(*arrays: Any) -> bytes:

@@ -246,7 +246,9 @@ class Link(Connection):
     def reply_error(self, call: InCall, error: BaseException | Data) -> None:
         """``call`` ended with ``error``: what its handler raised, once that has begun."""
         data: BaseException | Data = error if call.failed is None else call.failed
-        if isinstance(data, BaseException):  # this asks nothing of the exception itself
+        if not call.id:  # nobody hears of it, and there may be many
+            data = {}
+        elif isinstance(data, BaseException):  # this asks nothing of the exception itself
             data = failures.describe(data, code=failures.HANDLER_RAISED if call.begun else None)
         self._end(call, Error(call.id, data))
 
