@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import array
 import ctypes
+import gc
 import mmap
 import struct
+import sys
 import tracemalloc
 from dataclasses import FrozenInstanceError
 from pathlib import Path
@@ -414,3 +416,17 @@ def test_every_refusal_is_an_error_of_ours() -> None:
     for refused in (lambda: frame(None), lambda: encode_int(2**31)):  # type: ignore[arg-type]
         with pytest.raises(ForkwireError):
             refused()
+
+
+def test_a_decoder_that_is_collected_inside_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is printed, also where it is part of a cycle, as it is in a connection that died."""
+    printed: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", printed.append)
+    decoder = Decoder()
+    decoder.feed(struct.pack("=i", 100_000) + b"begun")
+    assert decoder.next_message() is None
+    cycle: list[object] = [decoder, decoder.buffers()]
+    cycle.append(cycle)
+    del decoder, cycle
+    gc.collect()
+    assert printed == []

@@ -152,6 +152,13 @@ def checked_limit(size: object) -> int:
     )
 
 
+class Body(io.BytesIO):
+    """Memory that is perhaps still lent out when it is collected, which closing it would mind."""
+
+    def close(self) -> None:
+        """It goes with its owner."""
+
+
 class Decoder:
     """An incremental decoder of one stream.
 
@@ -173,7 +180,7 @@ class Decoder:
         self._held = b""
         self._start = self._end = 0
         # A payload of which a part has come: its own memory, and how much of it is filled.
-        self._body: io.BytesIO | None = None
+        self._body: Body | None = None
         self._body_view = NOTHING
         self._filled = self.missing = 0
         self._room = NOTHING  # lent out by `buffers`; allocated at the first large message
@@ -320,7 +327,7 @@ class Decoder:
         # bytes(size) is zeroed lazily by the system and BytesIO takes it over without a copy, so
         # an announced size costs address space only, and getvalue() returns these very bytes.
         try:
-            body = io.BytesIO(bytes(size))
+            body = Body(bytes(size))
         except MemoryError:
             raise ProcessWorkerIPCError(
                 f"no memory for a message of {size} bytes: lower max_message_size"
