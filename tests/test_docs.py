@@ -21,7 +21,9 @@ import pytest
 
 import forkwire
 from forkwire import errors, sync
-from forkwire.rpc import failures, requests, settings
+from forkwire.rpc import settings
+from forkwire.rpc.caller import requests
+from forkwire.rpc.exceptions import describing as failures
 from forkwire.wire import session
 
 DOCS = Path(__file__).parent.parent / "docs"

@@ -39,23 +39,23 @@ from .process.worker import ProcessWorker, run
 from .wire.framing import MAX_PAYLOAD_SIZE, EndOfFile, WriteOk
 
 if TYPE_CHECKING:
-    from .rpc.aio import Stream
-    from .rpc.calls import Calls, CurrentCall, current_call
-    from .rpc.context import propagate
-    from .rpc.failures import register
+    from .rpc.caller.aio import Stream
+    from .rpc.caller.calls import Calls, CurrentCall, current_call
+    from .rpc.exceptions.describing import register
+    from .rpc.telling.context import propagate
     from .rpc.worker import Worker, WorkerStatistics, open_worker
 
 # The upper layer is imported when it is first used: the base layer works without its packages.
 UPPER = {
-    "Calls": "calls",
-    "CurrentCall": "calls",
-    "Stream": "aio",
+    "Calls": "caller.calls",
+    "CurrentCall": "caller.calls",
+    "Stream": "caller.aio",
     "Worker": "worker",
     "WorkerStatistics": "worker",
-    "current_call": "calls",
+    "current_call": "caller.calls",
     "open_worker": "worker",
-    "propagate": "context",
-    "register": "failures",
+    "propagate": "telling.context",
+    "register": "exceptions.describing",
 }
 
 __all__ = [

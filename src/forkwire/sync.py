@@ -14,17 +14,17 @@ from .process.channels import InputChannel, OutputChannel, wrong_end
 from .wire.framing import Buffer, EndOfFile, WriteOk, encode_int, frame
 
 if TYPE_CHECKING:
-    from .rpc.sync_calls import SyncCalls, SyncCurrentCall, current_call
-    from .rpc.sync_streams import SyncStream
+    from .rpc.caller.sync_calls import SyncCalls, SyncCurrentCall, current_call
+    from .rpc.caller.sync_streams import SyncStream
     from .rpc.sync_worker import SyncWorker, open_worker
 
 # Imported when first used: the base layer works without what they need.
 UPPER = {
-    "SyncCalls": "sync_calls",
-    "SyncCurrentCall": "sync_calls",
-    "SyncStream": "sync_streams",
+    "SyncCalls": "caller.sync_calls",
+    "SyncCurrentCall": "caller.sync_calls",
+    "SyncStream": "caller.sync_streams",
     "SyncWorker": "sync_worker",
-    "current_call": "sync_calls",
+    "current_call": "caller.sync_calls",
     "open_worker": "sync_worker",
 }
 

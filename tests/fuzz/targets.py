@@ -23,9 +23,11 @@ from typing import Any, Final
 import forkwire
 from forkwire.errors import InvalidArgumentsError, ProtocolError, ValueDecodeError, ValueEncodeError
 from forkwire.process.channels import InputChannel, OutputChannel
-from forkwire.rpc import codec, failures, replaying
-from forkwire.rpc.link import InCall, Limits, Link
-from forkwire.rpc.values import Shape
+from forkwire.rpc.data import codec
+from forkwire.rpc.data.shape import Shape
+from forkwire.rpc.exceptions import describing as failures
+from forkwire.rpc.links.link import InCall, Limits, Link
+from forkwire.rpc.telling import replaying
 from forkwire.wire.framing import Decoder
 from forkwire.wire.messages import parse
 

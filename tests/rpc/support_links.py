@@ -13,8 +13,8 @@ from typing import Any, Final
 
 from forkwire import InputChannel, OutputChannel
 from forkwire.errors import ProcessWorkerIPCError
-from forkwire.rpc import codec
-from forkwire.rpc.link import InCall, Limits, Link, OutCall
+from forkwire.rpc.data import codec
+from forkwire.rpc.links.link import InCall, Limits, Link, OutCall
 
 HELLO: Final = [0, {"protocol": [1]}]
 

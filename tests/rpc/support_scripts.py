@@ -19,7 +19,7 @@ import pytest
 import uvloop
 
 from forkwire import Worker, open_worker, sync
-from forkwire.rpc import codec
+from forkwire.rpc.data import codec
 from forkwire.sync import SyncWorker
 
 __all__ = [

@@ -148,7 +148,7 @@ async def test_what_is_not_offered() -> None:
 
 def unchecked(worker: Worker) -> forkwire.Calls:
     """Calls that the other side alone judges."""
-    from forkwire.rpc.offers import Offers
+    from forkwire.rpc.caller.offers import Offers
 
     calls = worker.options()
     calls._offers = Offers("a stranger")

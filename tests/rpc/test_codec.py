@@ -31,9 +31,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forkwire import ProtocolError, ValueEncodeError
-from forkwire.rpc.codec import ATTACHMENT_SIZE, MAX_DEPTH, UnknownTag, decode, encode
-from forkwire.rpc.hashing import MAP_TAG, KeyBudget, maps_as_arrays
-from forkwire.rpc.tags import TAGS
+from forkwire.rpc.data.codec import ATTACHMENT_SIZE, MAX_DEPTH, UnknownTag, decode, encode
+from forkwire.rpc.data.hashing import MAP_TAG, KeyBudget, maps_as_arrays
+from forkwire.rpc.data.tags import TAGS
 from forkwire.wire.messages import StreamRef
 
 LARGE = bytes(range(256)) * 256
@@ -199,7 +199,7 @@ def test_arrays_are_memoryviews_where_numpy_is_missing() -> None:
     script = """
 import sys
 sys.modules["numpy"] = None
-from forkwire.rpc.codec import decode
+from forkwire.rpc.data.codec import decode
 little = decode(bytes.fromhex("d84e48" "01000000ffffffff"))
 big = decode(bytes.fromhex("d84a48" "00000001ffffffff"))
 assert little.tolist() == big.tolist() == [1, -1]
@@ -214,7 +214,7 @@ def test_the_codec_imports_no_numpy_and_no_msgspec() -> None:
     """A fresh worker pays for what it uses."""
     script = """
 import sys
-from forkwire.rpc.codec import decode, encode
+from forkwire.rpc.data.codec import decode, encode
 decode(encode([1, 2, "f", [1, {"a": b""}]])[0])
 assert not {"numpy", "msgspec"} & set(sys.modules), "too much"
 """

@@ -14,8 +14,15 @@ import anyio
 import pytest
 
 from forkwire import UsageError
-from forkwire.rpc import context
-from forkwire.rpc.context import applied, capture, client_span, context_of, propagate, server_span
+from forkwire.rpc.telling import context
+from forkwire.rpc.telling.context import (
+    applied,
+    capture,
+    client_span,
+    context_of,
+    propagate,
+    server_span,
+)
 
 from .support_telling import span_exporter
 
@@ -203,7 +210,7 @@ async def test_calls_at_once_have_each_their_own() -> None:
 def test_nothing_registered_costs_next_to_nothing() -> None:
     """No OpenTelemetry is imported, and a span is one shared object that does nothing."""
     script = (
-        "import sys, forkwire.rpc.context as c\n"
+        "import sys, forkwire.rpc.telling.context as c\n"
         "assert c.capture() is None\n"
         "assert c.client_span('s', 'm') is c.server_span('s', 'm') is c.applied(None)\n"
         "with c.applied({'trace': {'traceparent': 'x'}}): pass\n"
@@ -359,7 +366,7 @@ def test_imported_without_a_provider_spans_do_nothing() -> None:
     """A library that imports OpenTelemetry's interface alone makes no trace."""
     pytest.importorskip("opentelemetry")
     script = (
-        "import opentelemetry.trace, forkwire.rpc.context as c\n"
+        "import opentelemetry.trace, forkwire.rpc.telling.context as c\n"
         "with c.client_span('s', 'm'), c.server_span('s', 'm'):\n"
         "    assert c.capture() is None, c.capture()\n"
         "assert not opentelemetry.trace.get_current_span().is_recording()\n"

@@ -18,7 +18,7 @@ from forkwire import open_worker
 from forkwire.errors import ChannelOSError, ProcessWorkerIPCError, WorkerClosedError
 from forkwire.process.backend import current_backend
 from forkwire.process.writing import Parts
-from forkwire.rpc.drivers import LoopDriver, OwnDriver, ThreadDriver
+from forkwire.rpc.links.drivers import LoopDriver, OwnDriver, ThreadDriver
 from forkwire.wire.messages import Log
 
 from .support_links import Pair, Side

@@ -22,8 +22,16 @@ import trio
 
 import forkwire
 from forkwire import CallError, RemoteError, UsageError
-from forkwire.rpc import remote
-from forkwire.rpc.failures import CODE_OF, CODES, code_of, describe, rebuild, register, suggestions
+from forkwire.rpc.exceptions import remote
+from forkwire.rpc.exceptions.describing import (
+    CODE_OF,
+    CODES,
+    code_of,
+    describe,
+    rebuild,
+    register,
+    suggestions,
+)
 
 
 class OutOfRangeError(ValueError):

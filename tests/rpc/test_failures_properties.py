@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forkwire import CallError, RemoteError
-from forkwire.rpc import remote
-from forkwire.rpc.failures import CODES, describe, rebuild
+from forkwire.rpc.exceptions import remote
+from forkwire.rpc.exceptions.describing import CODES, describe, rebuild
 
 # Above all that one error map takes; below every limit of a frame.
 MOST = 300_000
@@ -248,7 +248,7 @@ def test_whatever_is_raised_is_described(name: str) -> None:
 
 def test_what_cannot_be_described_is_said_to_be_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where there is no memory left, say."""
-    monkeypatch.setattr("forkwire.rpc.failures.message_of", refuse)
+    monkeypatch.setattr("forkwire.rpc.exceptions.describing.message_of", refuse)
     data = describe(ValueError("x"))
     assert data["code"] == -32000
     assert "cannot be described" in str(data["message"])

@@ -21,7 +21,7 @@ from forkwire.errors import (
     SizeLimitError,
     WorkerDied,
 )
-from forkwire.rpc.link import Limits
+from forkwire.rpc.links.link import Limits
 
 from .support_links import Scripted, framed, memory_below, resident
 from .support_scripts import HELLO, Child, blocking_scripted, nothing_left, scripted
@@ -228,7 +228,7 @@ async def test_a_worker_that_makes_its_host_answer_and_never_reads(
         while True:
             child.write(ping)
 
-    monkeypatch.setattr("forkwire.rpc.link.UNREAD_ANSWERS", 1000)
+    monkeypatch.setattr("forkwire.rpc.links.link.UNREAD_ANSWERS", 1000)
     before = resident()
     async with scripted(script, monkeypatch) as worker:
         with pytest.raises((ProtocolError, WorkerDied), match="reads none"):
@@ -284,7 +284,7 @@ async def test_floods_of_calls_by_a_worker_that_never_reads(
             child.say([3, 1, "done"])
         child.wait()
 
-    monkeypatch.setattr("forkwire.rpc.link.UNREAD_ANSWERS", 500)
+    monkeypatch.setattr("forkwire.rpc.links.link.UNREAD_ANSWERS", 500)
     host = {"answer": answer, "plain_answer": plain_answer}
     before = resident()
     async with scripted(script, monkeypatch, host=host) as worker:

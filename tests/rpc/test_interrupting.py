@@ -29,8 +29,8 @@ import pytest
 import forkwire.sync
 from forkwire import InputChannel, OutputChannel, UsageError, read_message, run
 from forkwire.process import cancelling, ownership
-from forkwire.rpc import interrupting
-from forkwire.rpc.interrupting import ControlPipe, Interrupted, Interrupter
+from forkwire.rpc.interrupts import interrupting
+from forkwire.rpc.interrupts.interrupting import ControlPipe, Interrupted, Interrupter
 
 REPEAT = 0.05  # seconds between cancels of one call
 LONG = 60  # seconds; nothing here takes as long
@@ -452,7 +452,7 @@ def test_an_import_is_finished() -> None:
 
 IMPORTS_NUMPY = """
 import sys
-from forkwire.rpc.interrupting import Interrupted, Interrupter
+from forkwire.rpc.interrupts.interrupting import Interrupted, Interrupter
 interrupter = Interrupter(int(sys.argv[1]))
 print(flush=True)
 try:

@@ -16,7 +16,7 @@ from typing import NoReturn
 
 import pytest
 
-from forkwire.rpc.interrupting import ControlPipe, Interrupted, Interrupter
+from forkwire.rpc.interrupts.interrupting import ControlPipe, Interrupted, Interrupter
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="counts in /proc")
 

@@ -24,8 +24,8 @@ from forkwire.errors import (
     ValueEncodeError,
     WorkerClosedError,
 )
-from forkwire.rpc import codec
-from forkwire.rpc.link import InCall, Limits, Link
+from forkwire.rpc.data import codec
+from forkwire.rpc.links.link import InCall, Limits, Link
 from forkwire.wire.messages import Credit, Grant, Item, Log, Progress, Send, Sent, StreamRef
 
 from .support_links import HELLO, Pair, Scripted, memory_below, resident, until
@@ -601,7 +601,7 @@ def test_a_crowded_outbox_is_no_room(pair: Pair) -> None:
 @pytest.fixture
 def few_answers(monkeypatch: pytest.MonkeyPatch) -> int:
     """Answers that may be unread: fewer, to be quicker."""
-    monkeypatch.setattr("forkwire.rpc.link.UNREAD_ANSWERS", 1000)
+    monkeypatch.setattr("forkwire.rpc.links.link.UNREAD_ANSWERS", 1000)
     return 1000
 
 

@@ -19,8 +19,8 @@ from typing import Any, cast
 import pytest
 
 from forkwire import InputChannel, OutputChannel, run, sync
-from forkwire.rpc import log_records, logs, replaying
-from forkwire.rpc.logs import Bridge, host_level, replay
+from forkwire.rpc.telling import log_records, logs, replaying
+from forkwire.rpc.telling.logs import Bridge, host_level, replay
 
 Data = dict[str, object]
 

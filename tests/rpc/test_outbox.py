@@ -13,8 +13,8 @@ import pytest
 from forkwire import OutputChannel
 from forkwire.errors import ChannelOSError
 from forkwire.process.writing import Parts, Sink
-from forkwire.rpc import outbox as module
-from forkwire.rpc.outbox import CROWDED, Outbox, Unread
+from forkwire.rpc.links import outbox as module
+from forkwire.rpc.links.outbox import CROWDED, Outbox, Unread
 
 LARGE: Final = 2**21  # more than a pipe takes, also when it has grown
 

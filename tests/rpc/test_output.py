@@ -17,7 +17,7 @@ from forkwire.process.backend import current_backend
 from forkwire.process.fork import Options
 from forkwire.process.stderr import LINE, Relay
 from forkwire.process.worker import start_worker
-from forkwire.rpc import output
+from forkwire.rpc.telling import output
 
 pytestmark = [
     pytest.mark.anyio,

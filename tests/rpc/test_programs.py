@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import signal
@@ -31,8 +32,9 @@ SERVE = [sys.executable, "-m", "forkwire", "serve"]
 
 # What a service of plain functions must not import: loops, and what is large.
 HEAVY = {
-    "anyio._backends", "anyio._backends._asyncio", "forkwire.rpc.aio", "forkwire.rpc.calls",
-    "forkwire.rpc.hosting", "forkwire.rpc.tasks", "forkwire.rpc.worker", "forkwire.cli",
+    "anyio._backends", "anyio._backends._asyncio", "forkwire.rpc.caller.aio",
+    "forkwire.rpc.caller.calls", "forkwire.rpc.handlers.hosting", "forkwire.rpc.handlers.tasks",
+    "forkwire.rpc.worker", "forkwire.cli",
     "msgspec", "multiprocessing", "numpy", "opentelemetry", "trio", "uvloop",
 }  # fmt: skip
 
@@ -93,8 +95,7 @@ def test_a_fresh_interpreter_is_interrupted_as_a_forked_one(fresh: SyncWorker) -
 
 def test_a_fresh_interpreter_has_threads() -> None:
     """As many as were asked for; a module that was imported is given by its name."""
-    import plain as top_level
-
+    top_level = importlib.import_module("plain")
     with blocking.open_worker(top_level, start="exec", threads=3) as worker:
         assert len({str(name) for name in in_threads(lambda n: worker.call("meet", 3), 3)}) == 3
 

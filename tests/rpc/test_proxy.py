@@ -14,10 +14,10 @@ import pytest
 
 from forkwire import UsageError
 from forkwire.errors import InvalidArgumentsError
-from forkwire.rpc.kinds import Kind
-from forkwire.rpc.proxy import proxy
-from forkwire.rpc.service import Service
-from forkwire.rpc.values import Shape
+from forkwire.rpc.caller.proxy import proxy
+from forkwire.rpc.data.kinds import Kind
+from forkwire.rpc.data.shape import Shape
+from forkwire.rpc.handlers.service import Service
 
 T = TypeVar("T", covariant=True)
 

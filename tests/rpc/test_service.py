@@ -28,8 +28,8 @@ import pytest
 
 from forkwire import ForkwireError, UsageError
 from forkwire.errors import MethodNotFoundError
-from forkwire.rpc.kinds import kind_of, signature_text
-from forkwire.rpc.service import Method, Service
+from forkwire.rpc.data.kinds import kind_of, signature_text
+from forkwire.rpc.handlers.service import Method, Service
 
 Write = Callable[[str, str], types.ModuleType]
 
@@ -818,7 +818,7 @@ def test_light() -> None:
     code = (
         "import sys, types\n"
         "for name in ('msgspec', 'cbor2', 'numpy'): sys.modules[name] = None\n"
-        "from forkwire.rpc.service import Service\n"
+        "from forkwire.rpc.handlers.service import Service\n"
         "print(Service.of('math').get('sqrt').function(4))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)

@@ -16,8 +16,8 @@ from typing import NoReturn
 
 import pytest
 
-from forkwire.rpc.poll_thread import Bell
-from forkwire.rpc.uninterrupted import Postponed, Uninterrupted
+from forkwire.rpc.links.poll_thread import Bell
+from forkwire.rpc.links.uninterrupted import Postponed, Uninterrupted
 from forkwire.sync import SyncWorker, open_worker
 
 from .services import plain

@@ -52,9 +52,9 @@ import numpy.typing
 import pytest
 
 from forkwire import InvalidArgumentsError, ValueDecodeError
-from forkwire.rpc.converting import converter_of
-from forkwire.rpc.mismatch import Mismatch
-from forkwire.rpc.values import Shape
+from forkwire.rpc.data.converting import converter_of
+from forkwire.rpc.data.mismatch import Mismatch
+from forkwire.rpc.data.shape import Shape
 from forkwire.wire.messages import StreamRef
 
 if TYPE_CHECKING:

@@ -18,9 +18,9 @@ import numpy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from forkwire.rpc.codec import decode, encode
-from forkwire.rpc.converting import converter_of
-from forkwire.rpc.hashing import frozen
+from forkwire.rpc.data.codec import decode, encode
+from forkwire.rpc.data.converting import converter_of
+from forkwire.rpc.data.hashing import frozen
 
 
 class Colour(enum.Enum):

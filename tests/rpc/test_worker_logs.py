@@ -14,7 +14,7 @@ import anyio
 import pytest
 
 from forkwire import WorkerDied, sync
-from forkwire.rpc import logs
+from forkwire.rpc.telling import logs
 
 from .services import telling
 from .support_calls import LIMIT, SERVICES, until, worker_of

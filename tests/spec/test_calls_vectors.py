@@ -15,8 +15,8 @@ import pytest
 
 from forkwire import InputChannel, OutputChannel
 from forkwire.errors import ProtocolError
-from forkwire.rpc import codec
-from forkwire.rpc.link import Limits, Link
+from forkwire.rpc.data import codec
+from forkwire.rpc.links.link import Limits, Link
 from forkwire.wire.messages import (
     Attach,
     Call,

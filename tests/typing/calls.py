@@ -38,7 +38,7 @@ from typing import (
 )
 
 from forkwire import Calls, Worker
-from forkwire.rpc.typed import StreamedNotCalled
+from forkwire.rpc.caller.typed import StreamedNotCalled
 
 P = ParamSpec("P")
 T = TypeVar("T")

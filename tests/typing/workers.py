@@ -22,7 +22,7 @@ from forkwire import (
     open_worker,
     sync,
 )
-from forkwire.rpc.typed import StreamedNotCalled
+from forkwire.rpc.caller.typed import StreamedNotCalled
 from forkwire.sync import SyncCalls, SyncCurrentCall, SyncWorker
 
 

@@ -21,8 +21,8 @@ from .. import (
     open_worker,
 )
 from ..process.backend import BackendName
-from ..rpc.kinds import STREAMED
-from ..rpc.service import Service
+from ..rpc.data.kinds import STREAMED
+from ..rpc.handlers.service import Service
 from .plain import json_of, split_arguments
 from .running import USAGE, complain, run_async
 from .terminal import printable

@@ -15,13 +15,14 @@ from typing import Any, Final
 from ..errors import ForkwireError, UsageError, WorkerClosedError, WorkerDied, WorkerStartError
 from ..process.backend import Backend
 from ..process.worker import ProcessWorker, start_worker
-from . import failures, logs, output, replaying
-from .control_pipe import ControlPipe
-from .link import Link, OutCall
-from .offers import Offers
+from .caller.offers import Offers
+from .exceptions import describing as failures
+from .interrupts.control_pipe import ControlPipe
+from .links.link import Link, OutCall
 from .programs import Program, execute
 from .serving import Start, serve
 from .settings import Settings
+from .telling import logs, output, replaying
 
 __all__ = ["LAST_GRACE", "REPEAT", "Handle", "HasHandle", "WorkerStatistics"]
 

@@ -13,7 +13,7 @@ from typing import Final
 
 from ..errors import UsageError
 from ..process.channels import InputChannel, OutputChannel
-from .service import Service
+from .handlers.service import Service
 from .serving import Start
 
 __all__ = ["FDS", "Program", "execute"]

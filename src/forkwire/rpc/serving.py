@@ -21,16 +21,17 @@ from ..errors import ForkwireError, ProcessWorkerIPCError, WorkerClosedError
 from ..process.backend import BackendName, current_backend
 from ..process.cancelling import Terminated
 from ..process.channels import InputChannel, OutputChannel
-from . import failures, logs
-from .control_pipe import ControlPipe
-from .current import handling as current
-from .drivers import Driver, LoopDriver, OwnDriver, ThreadDriver
-from .handling import find
-from .interrupting import Interrupter
-from .lanes import Lane, Lanes
-from .link import InCall, Limits, Link, nothing
-from .mailing import Mail
-from .service import Service
+from .caller.current import handling as current
+from .exceptions import describing as failures
+from .handlers.handling import find
+from .handlers.lanes import Lane, Lanes
+from .handlers.mailing import Mail
+from .handlers.service import Service
+from .interrupts.control_pipe import ControlPipe
+from .interrupts.interrupting import Interrupter
+from .links.drivers import Driver, LoopDriver, OwnDriver, ThreadDriver
+from .links.link import InCall, Limits, Link, nothing
+from .telling import logs
 
 __all__ = ["Start", "serve"]
 
@@ -270,10 +271,10 @@ class LoopThread:
     async def _main(self) -> None:
         import anyio
 
-        from .aio import Caller
-        from .calls import Calls
-        from .offers import Offers
-        from .tasks import Tasks
+        from .caller.aio import Caller
+        from .caller.calls import Calls
+        from .caller.offers import Offers
+        from .handlers.tasks import Tasks
 
         server = self._server
         link = server.link

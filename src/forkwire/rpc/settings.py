@@ -11,9 +11,9 @@ from ..errors import UsageError
 from ..process.backend import BackendName
 from ..process.worker import DEFAULT_GRACE, check_options
 from ..wire.framing import MAX_PAYLOAD_SIZE
-from .link import Limits
+from .handlers.service import Service
+from .links.link import Limits
 from .programs import Program
-from .service import Service
 
 __all__ = ["START_TIMEOUT", "Settings", "StartMethod", "settings_of"]
 

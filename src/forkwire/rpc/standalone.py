@@ -16,10 +16,10 @@ from ..process import child
 from ..process.backend import BackendName
 from ..process.cancelling import Termination, listen_in_plain_code
 from ..process.channels import InputChannel, OutputChannel
-from .control_pipe import ControlPipe
-from .output import print_at_once
+from .interrupts.control_pipe import ControlPipe
 from .programs import CONTROL, FDS
 from .serving import Start, serve
+from .telling.output import print_at_once
 
 __all__ = ["main"]
 

@@ -12,12 +12,12 @@ from contextlib import AbstractContextManager
 from typing import Final, TypeVar
 
 from ..errors import UsageError
-from .blocking import BlockingCaller
+from .caller.blocking import BlockingCaller
+from .caller.sync_calls import NOTHING
 from .handle import LAST_GRACE, REPEAT, Handle
-from .link import OutCall
-from .poll_thread import Bell, PollDriver, PollThread
-from .sync_calls import NOTHING
-from .uninterrupted import Postponed, Uninterrupted
+from .links.link import OutCall
+from .links.poll_thread import Bell, PollDriver, PollThread
+from .links.uninterrupted import Postponed, Uninterrupted
 
 __all__ = ["SyncCaller"]
 

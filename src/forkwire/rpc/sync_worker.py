@@ -16,14 +16,14 @@ from ..errors import ProcessWorkerIPCError, UsageError
 from ..process.backend import BackendName
 from ..process.worker import DEFAULT_GRACE
 from ..wire.framing import MAX_PAYLOAD_SIZE
+from .caller.offers import Offers
+from .caller.sync_calls import SyncCalls
 from .handle import REPEAT, Handle, HasHandle, WorkerStatistics
-from .offers import Offers
-from .poll_thread import Bell, PollDriver, PollThread
+from .handlers.thread_hosting import ThreadHosting
+from .links.poll_thread import Bell, PollDriver, PollThread
+from .links.uninterrupted import Uninterrupted
 from .settings import START_TIMEOUT, Settings, StartMethod, settings_of
 from .sync_caller import SyncCaller
-from .sync_calls import SyncCalls
-from .thread_hosting import ThreadHosting
-from .uninterrupted import Uninterrupted
 
 __all__ = ["SyncWorker", "WorkerStatistics", "open_worker"]
 

@@ -14,13 +14,13 @@ from ..errors import ProcessWorkerIPCError
 from ..process.backend import Backend, BackendName, current_backend
 from ..process.worker import DEFAULT_GRACE
 from ..wire.framing import MAX_PAYLOAD_SIZE
-from .aio import Caller
-from .calls import Calls
-from .drivers import LoopDriver
+from .caller.aio import Caller
+from .caller.calls import Calls
+from .caller.offers import Offers
 from .handle import LAST_GRACE, REPEAT, Handle, HasHandle, WorkerStatistics
-from .hosting import Hosting
-from .link import OutCall
-from .offers import Offers
+from .handlers.hosting import Hosting
+from .links.drivers import LoopDriver
+from .links.link import OutCall
 from .settings import START_TIMEOUT, Settings, StartMethod, settings_of
 
 __all__ = ["Worker", "WorkerStatistics", "open_worker"]
@@ -45,8 +45,8 @@ def open_worker(
 
     ``service``: a module or its name, a class (made there, without arguments), an instance or a
     mapping of functions (inherited with their state). What it offers is in
-    :mod:`forkwire.rpc.service`. ``command``: a program that speaks protocol-spec/3-calls.md
-    instead, in any language.
+    :mod:`forkwire.rpc.handlers.service`. ``command``: a program that speaks
+    protocol-spec/3-calls.md instead, in any language.
 
     ``host``: what the worker may call here, offered in the same way. ``start``: ``"fork"`` inherits
     this process, the default; ``"exec"`` is a fresh interpreter, for services given by name.

@@ -1,0 +1,1 @@
+"""Values on their way: annotations, CBOR, attachments."""

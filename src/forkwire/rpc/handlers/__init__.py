@@ -1,0 +1,1 @@
+"""What is offered, and how its functions are run."""

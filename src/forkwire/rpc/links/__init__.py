@@ -1,0 +1,1 @@
+"""One connection: who moves it, what is in flight on it."""
