@@ -39,6 +39,7 @@ from .process.worker import ProcessWorker, run
 from .wire.framing import MAX_PAYLOAD_SIZE, EndOfFile, WriteOk
 
 if TYPE_CHECKING:
+    from . import sync as sync
     from .rpc.caller.aio import Stream
     from .rpc.caller.calls import Calls, CurrentCall, current_call
     from .rpc.exceptions.describing import register
@@ -108,6 +109,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "sync":
+        return importlib.import_module(".sync", __name__)
     module = UPPER.get(name)
     if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

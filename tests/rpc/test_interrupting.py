@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import importlib
+import importlib.util
 import os
 import pickle
 import queue
@@ -29,7 +30,7 @@ import pytest
 import forkwire.sync
 from forkwire import InputChannel, OutputChannel, UsageError, read_message, run
 from forkwire.process import cancelling, ownership
-from forkwire.rpc.interrupts import interrupting
+from forkwire.rpc.interrupts import interrupting, safe_frames
 from forkwire.rpc.interrupts.interrupting import ControlPipe, Interrupted, Interrupter
 
 REPEAT = 0.05  # seconds between cancels of one call
@@ -946,3 +947,10 @@ def test_the_hosts_end_is_in_no_child() -> None:
     assert pipe.child_fd not in ownership._owned
     pipe.close()
     assert pipe._fd == pipe.child_fd == -1
+
+
+def test_the_rules_name_modules_that_are_there() -> None:
+    """A module that was moved would be taken for the user's code, or ours for unfinished."""
+    named = [safe_frames.INTERRUPTING, safe_frames.WAITING, safe_frames.BELL[0]]
+    for name in [*named, *(module.rstrip(".") for module in safe_frames.CALLING)]:
+        assert importlib.util.find_spec(name) is not None

@@ -8,7 +8,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -239,8 +239,13 @@ class Handle:
         for call in calls:
             if call.expected:
                 self.link.cancel(call)
-                self.control.cancel(call.id)
         return calls
+
+    def interrupt(self, calls: Iterable[OutCall]) -> None:
+        """Stop what plain functions do; again after a while, for it may come at a bad moment."""
+        for call in calls:
+            if call.expected and not call.ended:
+                self.control.cancel(call.id)
 
 
 def open_control() -> ControlPipe:

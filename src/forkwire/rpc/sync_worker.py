@@ -227,9 +227,13 @@ class SyncWorker(HasHandle, SyncCalls):
         until = time.monotonic() + self._settings.grace
         calls = self._thread.do(handle.say_goodbye)
         outbox = handle.link.outbox
-        in_time = self._driver.wait_until(
-            lambda: all(call.ended for call in calls) or handle.link.over is not None, until
-        )
+        in_time = False
+        while not in_time and time.monotonic() < until:
+            handle.interrupt(calls)
+            in_time = self._driver.wait_until(
+                lambda: all(call.ended for call in calls) or handle.link.over is not None,
+                min(until, time.monotonic() + REPEAT),
+            )
         while outbox.waiting and not outbox.gone and time.monotonic() < until:
             time.sleep(REPEAT)  # nothing tells when the last byte is out
         return in_time

@@ -88,6 +88,7 @@ class Worker(HasHandle, Calls):
         self._offers = Offers(settings.label, settings.service)
         self._backend: Backend | None = None
         self._burying = False
+        self._end: anyio.Event | None = None  # its closing, once that has begun
 
     async def ping(self) -> float:
         """Wait for a sign of life from the worker; the seconds it took.
@@ -189,6 +190,16 @@ class Worker(HasHandle, Calls):
             await current_backend().uninterrupted(functools.partial(self._close, handle))
 
     async def _close(self, handle: Handle) -> None:
+        if self._end is not None:  # another task closes it
+            await self._end.wait()
+            return
+        self._end = anyio.Event()
+        try:
+            await self._close_once(handle)
+        finally:
+            self._end.set()
+
+    async def _close_once(self, handle: Handle) -> None:
         late = False
         if not handle.closing:
             try:
@@ -203,8 +214,12 @@ class Worker(HasHandle, Calls):
     async def _wind_up(self, handle: Handle) -> None:
         """Let what was sent be done, and stop what somebody waits for."""
         assert self._caller is not None
-        for call in handle.say_goodbye():
-            await self._caller.wait_ended(call)
+        calls = handle.say_goodbye()
+        for call in calls:
+            while not call.ended:
+                handle.interrupt(calls)
+                with anyio.move_on_after(REPEAT):
+                    await self._caller.wait_ended(call)
         await self._caller.wait_written()
 
     async def _finish(self, handle: Handle, *, late: bool = False) -> None:

@@ -11,7 +11,7 @@ from typing import Final
 __all__ = ["entry_below", "is_safe", "user_frame"]
 
 PACKAGE: Final = __name__.partition(".")[0]
-INTERRUPTING: Final = f"{PACKAGE}.rpc.interrupting"
+INTERRUPTING: Final = f"{__name__.rpartition('.')[0]}.interrupting"
 ENTRIES: Final = ("run", "step")  # its methods, from which functions are called
 
 # What keeps books: below other code it is finished first. The last two run as callbacks, in which
@@ -24,15 +24,15 @@ UNSAFE_WAITING: Final = (
 UNSAFE: Final = (*UNSAFE_WAITING, f"{PACKAGE}.process.")
 WAITING: Final = f"{PACKAGE}.process.waiting"  # where the base layer blocks, and may be cut short
 # A function that waits for a worker of its own: what Ctrl-C may cut short there, we may too.
-BELL: Final = f"{PACKAGE}.rpc.poll_thread", "wait"
+BELL: Final = f"{PACKAGE}.rpc.links.poll_thread", "wait"
 CALLING_MODULES: Final = (
-    "blocking",
-    "feeding",
-    "poll_thread",
-    "proxy",
+    "caller.blocking",
+    "caller.feeding",
+    "caller.proxy",
+    "caller.sync_calls",
+    "caller.sync_streams",
+    "links.poll_thread",
     "sync_caller",
-    "sync_calls",
-    "sync_streams",
     "sync_worker",
 )
 CALLING: Final = frozenset(f"{PACKAGE}.rpc.{name}." for name in CALLING_MODULES)

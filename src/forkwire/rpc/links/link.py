@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from ...errors import (
+    CallCancelledError,
+    CallError,
     ForkwireError,
     ProtocolError,
     TooManyCallsError,
@@ -392,10 +394,16 @@ class Link(Connection):
                 call.end()
             else:
                 self.statistics["errors"] += 1
-                call.end(failures.rebuild(message.error, worker=self.name, method=call.method))
+                call.end(self._error_of(call, message.error))
         call_each(wakes)
         if self.session.is_over:
             self.on_idle()
+
+    def _error_of(self, call: OutCall, data: Mapping[str, Any]) -> CallError:
+        error = failures.rebuild(data, worker=self.name, method=call.method)
+        if self.leaving and isinstance(error, CallCancelledError):
+            return WorkerClosedError(f"{self.name} was closed while {call.method} was in flight")
+        return error
 
     def _on_item(self, message: Item) -> None:
         call = self.calls.get(message.id)

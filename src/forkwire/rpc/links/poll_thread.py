@@ -267,6 +267,7 @@ class PollDriver(Conditions):
         self._bells: Final[list[Bell]] = []
         link.outbox.on_blocked = self._on_blocked
         link.in_driver = thread.call
+        link.in_driver = thread.call
 
     def start(self) -> None:
         """Begin to read."""
