@@ -220,12 +220,17 @@ class BlockingCaller:
         """It has ended: raise its error, if it is one."""
         for feeder in feeders:
             feeder.close()
-        if call.error is None:
+        error, call.error = call.error, None
+        if error is None:
             return
         for feeder in feeders:
             if feeder.failure is not None:
-                raise feeder.failure
-        raise call.error
+                error, feeder.failure = feeder.failure, None
+                break
+        try:
+            raise error
+        finally:
+            del error  # nor does `call` hold it: its traceback has this frame, and the caller's
 
 
 def check_time(request: Request) -> None:

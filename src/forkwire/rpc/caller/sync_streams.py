@@ -90,9 +90,14 @@ class SyncStream(Generic[T]):
             return
         with self._caller.waiter.ours():
             self._stop()
-        error = None if self._call is None else self._call.error
-        if error is not None and not isinstance(error, CallCancelledError):
-            raise error
+        if self._call is None:
+            return
+        error, self._call.error = self._call.error, None
+        try:
+            if error is not None and not isinstance(error, CallCancelledError):
+                raise error
+        finally:
+            del error  # its traceback has this frame
 
     def __enter__(self) -> Self:
         return self

@@ -24,7 +24,7 @@ from ..caller.current import handling as current
 from ..data.kinds import is_a
 from ..interrupts.interrupting import Interrupted, Interrupter
 from ..links.drivers import Driver
-from ..links.link import InCall, OutCall
+from ..links.link import InCall, OutCall, nothing
 from ..telling import context
 from .handling import Argument, bound, gave_up, why_stopped
 from .service import Method
@@ -56,6 +56,13 @@ class Job:
         self.context: contextvars.Context | None = None
         self.span: contextlib.AbstractContextManager[object] = context.NOTHING
         self.arguments: list[SyncArgument] = []
+
+    def release(self) -> None:
+        """It is over: what it held is freed now, and not when the collector comes by."""
+        self.over = True
+        self.items = None
+        self.arguments.clear()
+        self.call.on_cancel = self.call.on_credit = nothing
 
 
 class Lanes:
@@ -128,6 +135,7 @@ class Lanes:
             job.over = job.over or waits
         if waits:
             job.call.link.reply_error(job.call, why_stopped(job.call))
+            job.release()
         else:
             self.put(job)
 
@@ -174,6 +182,7 @@ class Lane:
             job = self.lanes.take()
             if job is not None:
                 self.advance(job)
+            del job
 
     def advance(self, job: Job) -> None:
         """Run ``job``, or its next part."""
@@ -186,6 +195,7 @@ class Lane:
                 if call.cancelled or call.deadline <= time.monotonic():
                     job.over = True
                     call.link.reply_error(call, why_stopped(call))
+                    job.release()
                     return
                 self._enter(job)
             if job.method.kind == "generator":
@@ -253,6 +263,7 @@ class Lane:
             argument.close()
         if self.interrupter is not None:
             self.interrupter.forget(job.call.id)
+        job.release()
 
     def _argument(self, job: Job) -> Callable[[Argument], SyncArgument]:
         def iterate(argument: Argument) -> SyncArgument:

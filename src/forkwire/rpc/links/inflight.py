@@ -85,6 +85,10 @@ class OutCall(Arrivals):
         self.on_grant: dict[int, Callable[[int], None]] = {}
         self.since = time.monotonic()
 
+    def end(self, error: BaseException | None = None) -> None:
+        super().end(error)
+        self.on_grant = {}  # who sends its arguments knows it: a circle otherwise
+
     def result(self) -> Any:
         """What it ended with. Raises its error."""
         if self.error is not None:

@@ -418,8 +418,9 @@ class Link(Connection):
 
     def _on_grant(self, message: Grant) -> None:
         call = self.calls.get(message.id)
-        if call is not None and message.stream in call.on_grant:
-            call.on_grant[message.stream](message.count)
+        grant = None if call is None else call.on_grant.get(message.stream)
+        if grant is not None:
+            grant(message.count)
 
     def _on_cancel(self, message: Cancel) -> None:
         call = self.peers.get(message.id)
