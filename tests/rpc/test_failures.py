@@ -264,18 +264,92 @@ def test_a_registered_class_comes_back_as_itself() -> None:
     assert isinstance(error, RemoteError)
     assert (error.who, error.amount, error.message) == ("Ann", 3, "Ann was refused 3")
     assert pickle.loads(pickle.dumps(error)).who == "Ann"
-    assert type(error).__name__ == f"RemoteError[{__name__}.RefusedError]"
+    assert type(error).__qualname__ == f"RemoteError[{__name__}.RefusedError]"
+    assert repr(error) == "RemoteError[RefusedError]('Ann', 3)"
 
 
 @pytest.mark.parametrize("args", [["Ann"], [], ["Ann", 3, 4], None, "Ann", {"who": "Ann"}])
-def test_a_registered_class_that_cannot_be_made(args: object) -> None:
-    """It falls back to what can be."""
+def test_a_registered_class_whose_constructor_takes_something_else(args: object) -> None:
+    """It is made without it, and has the attributes that came."""
     register(RefusedError)
     name = f"{__name__}.RefusedError"
-    error = rebuild({"type": name, "message": "no", "args": args})
-    assert type(error) is RemoteError
+    error: Any = rebuild({"type": name, "message": "no", "args": args, "data": {"who": "Bo"}})
     assert error.type_name == name
+    assert isinstance(error, RefusedError)
+    assert error.who == "Bo"
+    assert not hasattr(error, "amount")
     assert str(error).startswith("no")
+
+
+class LackingError(KeyError):
+    """Its constructor makes the text, as those of most people do."""
+
+    def __init__(self, account: str, missing: int, *, hint: object = None) -> None:
+        super().__init__(f"{account} lacks {missing}")
+        self.account = account
+        self.missing = missing
+        self.hint = hint
+        self.lines = [1, "two"]
+        self.code = "E7"
+        self._secret = "of nobody's business"
+        self.handle = object()
+
+
+def test_a_class_that_makes_its_text_comes_back_as_itself() -> None:
+    """What was set on it is there, where that is plain; its constructor is not called."""
+    original = LackingError("Ann", 3)
+    data = {"account": "Ann", "missing": 3, "hint": None, "lines": (1, "two"), "code": "E7"}
+    unregistered = carried(original)
+    assert unregistered.data == {**data, "lines": [1, "two"]}
+    assert isinstance(unregistered, KeyError)
+    register(LackingError)
+    error = carried(original)
+    for found in (error, pickle.loads(pickle.dumps(error)), copy.copy(error), carried(error)):
+        assert isinstance(found, LackingError)
+        assert isinstance(found, RemoteError)
+        assert (found.account, found.missing, found.hint) == ("Ann", 3, None)
+        assert found.lines == (1, "two")
+        assert found.args == ("Ann lacks 3",)
+        assert found.message == str(original)
+        assert not hasattr(found, "_secret")
+        assert not hasattr(found, "handle")
+
+
+def test_the_attributes_are_those_that_were_set() -> None:
+    """Also where the constructor takes the text for something else."""
+
+    @register
+    class OrderError(Exception):
+        def __init__(self, number: object) -> None:
+            super().__init__(f"order {number}")
+            self.number = number
+
+    error = carried(OrderError(7))
+    assert (error.number, error.message, error.args) == (7, "order 7", ("order 7",))
+    assert isinstance(error, OrderError)
+
+
+def test_attributes_of_a_peer_replace_nothing_of_ours() -> None:
+    """Data may have any keys."""
+    register(LackingError)
+    names = [
+        "args",
+        "type_name",
+        "traceback",
+        "data",
+        "worker",
+        "__class__",
+        "__dict__",
+        "add_note",
+    ]
+    name = f"{__name__}.LackingError"
+    data: dict[object, object] = {**dict.fromkeys(names, 1), 3: 4}
+    error: Any = rebuild({"type": name, "message": "no", "data": data})
+    assert error.type_name == name
+    assert error.args == ("no",)
+    assert error.worker == error.traceback == ""
+    error.add_note("x")
+    assert isinstance(error, LackingError)
 
 
 @pytest.mark.parametrize(

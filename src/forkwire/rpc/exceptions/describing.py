@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any, Final
 
@@ -217,18 +217,26 @@ def args_of(error: BaseException) -> object:
 
 
 def fields_of(error: BaseException) -> dict[str, object]:
-    """What a builtin knows beside its ``args``, and the ``data`` of a `RemoteError`."""
+    """What it knows beside its ``args``: a builtin's fields, and what was set on it.
+
+    Of a `RemoteError` the ``data`` that came.
+    """
     if is_a(error, RemoteError):
         items: Iterable[tuple[object, object]] = itertools.islice(error.data.items(), PARTS)
     else:
         names = next((names for cls, names in FIELDS.items() if is_a(error, cls)), ())
-        items = [(name, getattr(error, name)) for name in names]
-    named = {name: path_text(value) for name, value in items if type(name) is str}
-    return {
-        name: value
-        for name, value in named.items()
-        if value is not None and is_plain(value) and is_plain(name)
-    }
+        found = ((name, getattr(error, name)) for name in names)
+        known = [item for item in found if item[1] is not None]
+        items = [*known, *itertools.islice(own_fields(error), PARTS)]
+    named = {name: plain_args((path_text(value),)) for name, value in items if is_plain(name)}
+    return {name: plain[0] for name, plain in named.items() if type(name) is str and plain}
+
+
+def own_fields(error: BaseException) -> Iterator[tuple[object, object]]:
+    """Its public attributes, those that it has itself."""
+    for name, value in of_base("__dict__", error).items():
+        if type(name) is str and not name.startswith("_"):
+            yield name, value
 
 
 def path_text(value: object) -> object:

@@ -6,8 +6,9 @@ limit, and a class is made only where `remote` has it on its list. See `failures
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 from ...errors import (
     CallCancelledError,
@@ -22,7 +23,17 @@ from ...errors import (
     WrongKindError,
 )
 from ...wire.text import clean
-from .remote import base_of, fields_of, is_plain, is_rebuilt, known_class, plain_args, remake
+from .remote import (
+    bare,
+    base_of,
+    fields_of,
+    is_plain,
+    is_rebuilt,
+    is_registered,
+    known_class,
+    plain_args,
+    remake,
+)
 
 __all__ = ["CODES", "HANDLER_RAISED", "PROTOCOL_BROKEN", "rebuild"]
 
@@ -146,26 +157,48 @@ def make(
     if best is OSError and args is not None and len(args) > 1 and type(args[0]) is int:
         best = type(OSError(args[0], ""))
     for base in filter(is_rebuilt, best.__mro__ if best else ()):
-        for choice in (said,) if args is None else (args, said):
-            try:
+        for choice in choices(base, args, said):
+            with contextlib.suppress(Exception):  # a constructor of somebody else
                 return filled(remake(base, suited(base, choice), state))
-            except Exception:  # a constructor of somebody else
-                continue
+        if is_registered(base):
+            with contextlib.suppress(Exception):  # its builtin's
+                return filled(bare(base, said if args is None else args, state))
     error = RemoteError()
     error.args = said
     vars(error).update(state)
     return error
 
 
+def choices(
+    base: type[Exception], args: tuple[object, ...] | None, said: tuple[object, ...]
+) -> list[tuple[object, ...]]:
+    """What a constructor may be called with; that of a registered class with nothing else."""
+    known = [] if args is None else [args]
+    return known if is_registered(base) else [*known, said]
+
+
 def filled(error: RemoteError) -> RemoteError:
-    """``error`` with the fields that a builtin has beside its arguments."""
-    for name in fields_of(base_of(type(error))):
+    """``error`` with the fields that it had beside its arguments."""
+    base = base_of(type(error))
+    if is_registered(base):
+        vars(error).update(attributes(error.data))
+        error.args = error.remote_args or error.args
+    for name in fields_of(base):
         value = error.data.get(name)
         if value is not None and is_plain(value):
             setattr(error, name, value)
     if isinstance(error, SyntaxError) and error.traceback:
         error.add_note(error.remote_text())  # Python prints its `msg`, not its text
     return error
+
+
+def attributes(data: Mapping[Any, object]) -> dict[str, object]:
+    """Of ``data`` what a registered class may have as its own; none that is `RemoteError`'s."""
+    return {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in data.items()
+        if isinstance(name, str) and not name.startswith("_") and not hasattr(RemoteError, name)
+    }
 
 
 def suited(base: type[Exception], args: tuple[object, ...]) -> tuple[object, ...]:

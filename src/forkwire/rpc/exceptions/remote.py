@@ -14,8 +14,8 @@ from typing import Any, Final, TypeVar, cast
 
 from ...errors import CallError, RemoteError, UsageError
 
-__all__ = ["FIELDS", "allowed_name", "base_of", "fields_of", "is_plain", "is_rebuilt",
-           "known_class", "plain_args", "register", "remake"]  # fmt: skip
+__all__ = ["FIELDS", "allowed_name", "bare", "base_of", "fields_of", "is_plain", "is_rebuilt",
+           "is_registered", "known_class", "plain_args", "register", "remake"]  # fmt: skip
 
 # What is not plain data of about this size says nothing in ``args``.
 ARGS: Final = 16
@@ -76,9 +76,10 @@ names: dict[type, str] = {found: name for name, found in registered.items()}
 def register(cls: type[Error]) -> type[Error]:
     """Let a class of yours come back as itself, and as `RemoteError`. May be used as a decorator.
 
-    It must be possible to make one from its ``args``, as pickle demands too; where it is not, the
-    nearest builtin above it is rebuilt. Register it where it is caught. Its constructor is called
-    with what the other side sent: do nothing in it that you would not have the other side do.
+    Register it where it is caught. It has the ``args`` and the public attributes that it had, as
+    far as they were numbers, texts, bytes and the like. Its constructor is called with the
+    ``args`` that the other side sent: do nothing in it that you would not have the other side do.
+    One that takes something else is not called, and the attributes are set without it.
 
     Raises :exc:`UsageError`.
     """
@@ -103,6 +104,11 @@ def allowed_name(cls: type) -> str:
     return names.get(cls, "")
 
 
+def is_registered(cls: type) -> bool:
+    """Whether somebody registered it: it is none of Python's."""
+    return cls in names and cls.__module__ != "builtins"
+
+
 def known_class(name: object) -> type[Exception] | None:
     """The class of that name, if it is on a list and imported."""
     if not isinstance(name, str):
@@ -120,7 +126,7 @@ class MixedError(RemoteError):
     def __reduce__(self) -> tuple[Any, ...]:
         base = base_of(type(self))
         extra = {name: getattr(self, name) for name in fields_of(base)}
-        return remake, (base, self.args), {**extra, **self.__dict__}
+        return again, (base, self.args), {**extra, **self.__dict__}
 
 
 class MixedGroup(MixedError):
@@ -142,9 +148,13 @@ def remote_class(base: type[Exception]) -> type[RemoteError]:
     name = full_name(base).removeprefix("builtins.")
     metaclass: Any = type(base)
     made = metaclass(
-        f"RemoteError[{name}]",
+        f"RemoteError[{base.__name__}]",  # Python's repr of an exception begins after the last dot
         (mixed, base),
-        {"__module__": "forkwire", "__doc__": f"The handler raised a {name}."},
+        {
+            "__module__": "forkwire",
+            "__qualname__": f"RemoteError[{name}]",
+            "__doc__": f"The handler raised a {name}.",
+        },
     )
     return remote_classes.setdefault(base, made)
 
@@ -170,6 +180,30 @@ def remake(
     vars(error).update(state)
     cast("Any", base).__init__(error, *args)
     return cast("RemoteError", error)
+
+
+def bare(
+    base: type[Exception],
+    args: tuple[object, ...],
+    state: Mapping[str, object] = MappingProxyType({}),
+) -> RemoteError:
+    """Make one whose constructor takes something else than its ``args``, without calling it."""
+    cls = remote_class(base)
+    builtin: Any = next(found for found in base.__mro__ if found.__module__ == "builtins")
+    error = (Exception if issubclass(base, MemoryError) else builtin).__new__(cls, *args)
+    builtin.__init__(error, *args)
+    vars(error).update(state)
+    return cast("RemoteError", error)
+
+
+def again(base: type[Exception], args: tuple[object, ...]) -> RemoteError:
+    """For pickle and copy: its attributes are set after that."""
+    try:
+        return remake(base, args)
+    except Exception:
+        if not is_registered(base):
+            raise
+        return bare(base, args)
 
 
 def is_plain(value: object) -> bool:
