@@ -14,6 +14,7 @@ import timeit
 import weakref
 from array import array
 from collections.abc import (
+    AsyncIterable,
     AsyncIterator,
     Awaitable,
     Callable,
@@ -297,7 +298,7 @@ def test_wrong_arguments_name_the_path() -> None:
 def test_streams_pass_unconverted() -> None:
     """A `StreamRef` stands for an iterator, wherever it is an argument; its items are converted."""
 
-    def total(numbers: Iterator[float], *more: AsyncIterator[Path], by: Iterable[int]) -> None: ...
+    def total(numbers: Iterator[float], *more: Iterator[Path], by: Iterable[int]) -> None: ...
 
     shape = Shape.of(total)
     assert shape.bind([StreamRef(0), StreamRef(1)], {"by": StreamRef(2)}) == (
@@ -312,6 +313,79 @@ def test_streams_pass_unconverted() -> None:
     assert numbers == StreamRef(0)
     args, _ = shape.bind([[1, 2]], {"by": [1]})
     assert list(args[0]) == [1.0, 2.0]  # type: ignore[call-overload]
+
+
+def test_a_choice_of_a_stream_converts_its_items() -> None:
+    """``Iterator[T] | None`` is an ``Iterator[T]`` where a stream comes."""
+
+    def total(numbers: Iterator[Path] | None, more: Annotated[Iterable[Path], 1]) -> None: ...
+
+    shape = Shape.of(total)
+    refs = [StreamRef(0), StreamRef(1)]
+    assert shape.bind(refs, {}) == (refs, {})
+    assert shape.argument_item(0)("a") == shape.argument_item(1)("a") == Path("a")
+
+
+def plain_list(found: list[int]) -> None: ...
+def plain_text(found: str) -> None: ...
+def plain_later(*found: AsyncIterator[int]) -> None: ...
+async def later_plain(found: Iterator[int]) -> None: ...
+async def later_either(found: Iterable[int] | AsyncIterable[int]) -> None: ...
+def plain_any(found: Any, more) -> None: ...  # type: ignore[no-untyped-def]
+def plain_choice(found: list[int] | Iterable[int]) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("function", "why"),
+    [
+        (plain_list, "found: expected list[int], got a stream: pass list(...) of it"),
+        (plain_text, "found: expected str, got a stream: pass list(...) of it"),
+        (plain_later, "found[0]: a stream is no AsyncIterator[int] here: take it as Iterator"),
+        (
+            later_plain,
+            "found: a stream is no Iterator[int] here: an async function takes it as AsyncIterator",
+        ),
+        (later_either, ""),
+        (plain_any, ""),
+        (plain_choice, ""),
+    ],
+)
+def test_a_stream_goes_where_it_can_be_iterated(function: Callable[..., Any], why: str) -> None:
+    """What wants all of it at once, or iterates in another way, gets an error instead of it."""
+    args: list[object] = [StreamRef(0)]
+    args += [1] if function is plain_any else []
+    if why:
+        with pytest.raises(InvalidArgumentsError, match=re.escape(f": {why}") + "$"):
+            Shape.of(function).bind(args, {})
+    else:
+        assert Shape.of(function).bind(args, {}) == (args, {})
+
+
+@pytest.mark.anyio
+async def test_a_list_is_an_asynchronous_iterator_too() -> None:
+    """So that what is called need not know how it was passed."""
+
+    async def total(paths: AsyncIterator[Path], more: AsyncIterable[Any]) -> None: ...
+
+    (paths, more), _ = Shape.of(total).bind([["a", "b"], [1]], {})
+    assert [path async for path in paths] == [Path("a"), Path("b")]  # type: ignore[attr-defined]
+    assert [n async for n in more] == [1]  # type: ignore[attr-defined]
+    with pytest.raises(InvalidArgumentsError, match=r"paths\[0\]: expected Path, got int"):
+        Shape.of(total).bind([[1], []], {})
+    with pytest.raises(
+        InvalidArgumentsError, match=r"more: expected AsyncIterable\[Any\], got int"
+    ):
+        Shape.of(total).bind([[], 1], {})
+
+
+def test_a_signature_is_shown_as_it_was_written() -> None:
+    """Quotes that belong to it stay."""
+
+    def pick(of: Literal["a", 1], then: str = "x") -> None: ...
+
+    with pytest.raises(InvalidArgumentsError) as caught:
+        Shape.of(pick).bind([2], {})
+    assert str(caught.value).startswith("pick(of: Literal['a', 1], then: str = 'x') -> None: of: ")
 
 
 def test_results_and_items_are_converted() -> None:

@@ -24,6 +24,7 @@ __all__ = [
     "may_stream",
     "signature_text",
     "stream_kind",
+    "unquoted",
 ]
 
 Kind = Literal["plain", "async", "generator", "async_generator"]
@@ -88,7 +89,7 @@ def signature_text(attribute: object, owner: type | None = None) -> str:
     """
     try:
         signature = _signature(attribute, owner)
-        text = str(_bare(signature))
+        text = str(unquoted(signature))
     except Exception:  # a default's repr, or a signature of a decorator's own making
         return "(...)"
     return text if len(text) <= _MAX_TEXT else text[: _MAX_TEXT - 3] + "..."
@@ -204,15 +205,16 @@ class _Bare:
         return self.text
 
 
-def _bare(signature: inspect.Signature) -> inspect.Signature:
+def unquoted(signature: inspect.Signature) -> inspect.Signature:
+    """A signature whose annotations that are text are shown as they were written."""
     parameters = [
-        parameter.replace(annotation=_unquoted(parameter.annotation))
+        parameter.replace(annotation=_bare(parameter.annotation))
         for parameter in signature.parameters.values()
     ]
     return signature.replace(
-        parameters=parameters, return_annotation=_unquoted(signature.return_annotation)
+        parameters=parameters, return_annotation=_bare(signature.return_annotation)
     )
 
 
-def _unquoted(annotation: object) -> object:
+def _bare(annotation: object) -> object:
     return _Bare(annotation) if is_a(annotation, str) else annotation

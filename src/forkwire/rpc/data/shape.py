@@ -10,17 +10,18 @@ import collections.abc as abc
 import functools
 import inspect
 import sys
+import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, get_args, get_origin
 from weakref import WeakKeyDictionary
 
 from ...errors import InvalidArgumentsError, ValueDecodeError
 from ...wire.messages import StreamRef
 from .converting import converter_of
-from .kinds import STREAMED, kind_of
+from .kinds import STREAMED, Kind, kind_of, unquoted
 from .leaves import Converter
-from .mismatch import Mismatch
+from .mismatch import Mismatch, described, wrong
 
 __all__ = ["Shape"]
 
@@ -57,8 +58,8 @@ class Shape:
     iterated.
     """
 
-    __slots__ = ("__weakref__", "_converters", "_exact", "_hints", "_item", "_name", "_result",
-                 "kind", "signature")  # fmt: skip
+    __slots__ = ("__weakref__", "_converters", "_exact", "_hints", "_item", "_name", "_refusals",
+                 "_result", "kind", "signature")  # fmt: skip
 
     @classmethod
     def of(cls, function: Callable[..., Any]) -> Shape:
@@ -81,10 +82,9 @@ class Shape:
         self.kind = kind_of(function)
         self._result = converter_of(unwrapped(returns)) if self.kind not in STREAMED else None
         self._item = converter_of(item_of(returns))
-        self._converters = {
-            name: argument_converter(self._hints.get(name, Any))
-            for name in self.signature.parameters
-        }
+        hints = {name: self._hints.get(name, Any) for name in self.signature.parameters}
+        self._converters = {name: argument_converter(hint) for name, hint in hints.items()}
+        self._refusals = {name: refusal(hint, self.kind) for name, hint in hints.items()}
         self._exact = self.exact_types()
 
     def exact_types(self) -> tuple[type, ...] | None:
@@ -124,11 +124,12 @@ class Shape:
         if convert is None:
             return value
         kind = self.signature.parameters[name].kind
+        to = functools.partial(named, convert, self._refusals[name])
         if kind is inspect.Parameter.VAR_POSITIONAL:
-            return tuple(named(convert, item, f"{name}[{i}]") for i, item in enumerate(value))
+            return tuple(to(item, f"{name}[{i}]") for i, item in enumerate(value))
         if kind is inspect.Parameter.VAR_KEYWORD:
-            return {key: named(convert, item, key) for key, item in value.items()}
-        return named(convert, value, name)
+            return {key: to(item, key) for key, item in value.items()}
+        return to(value, name)
 
     def result(self, value: object) -> Any:
         """A result as the return annotation says. Raises :exc:`ValueDecodeError`."""
@@ -163,21 +164,18 @@ class Shape:
             raise ValueDecodeError(f"{self}: {what} is {TOO_DEEP}") from None
 
     def __str__(self) -> str:
-        return f"{self._name}{shown(self.signature)}"
+        return f"{self._name}{unquoted(self.signature)}"
 
 
-def named(convert: Converter, value: Any, name: str) -> Any:
+def named(convert: Converter, refusal: str, value: Any, name: str) -> Any:
     if type(value) is StreamRef:
+        if refusal:
+            raise Mismatch(refusal).inside(name)
         return value
     try:
         return convert(value)
     except Mismatch as mismatch:
         raise mismatch.inside(name) from mismatch.__cause__
-
-
-def shown(signature: inspect.Signature) -> str:
-    """A signature as it was written, without the quotes around annotations that are text."""
-    return str(signature).replace("'", "")
 
 
 # -- of functions -----------------------------------------------------------------------------
@@ -247,13 +245,59 @@ def unwrapped(returns: Any) -> Any:
 
 
 def item_of(annotation: Any) -> Any:
-    """``T`` of ``Iterator[T]`` and its kin."""
-    arguments = get_args(annotation)
-    return arguments[0] if get_origin(annotation) in STREAMS and arguments else Any
+    """``T`` of ``Iterator[T]`` and its kin, also where that is one of several choices."""
+    arguments = [found for each in streams_in(annotation) for found in get_args(each)[:1]]
+    return arguments[0] if arguments else Any
+
+
+def streams_in(annotation: Any) -> list[Any]:
+    """What in an annotation stands for a stream: ``Iterator[T]`` and its kin."""
+    origin = get_origin(annotation)
+    if origin is typing.Annotated:
+        return streams_in(get_args(annotation)[0])
+    if origin in (typing.Union, types.UnionType):
+        return [found for each in get_args(annotation) for found in streams_in(each)]
+    return [annotation] if (origin or annotation) in STREAMS else []
 
 
 def argument_converter(annotation: Any) -> Converter | None:
-    """An asynchronous iterator is a stream or nothing; whoever sends checks that."""
-    if get_origin(annotation) in ASYNC_STREAMS:
-        return None
-    return converter_of(annotation)
+    """An asynchronous iterator may come as a list, too."""
+    if (get_origin(annotation) or annotation) not in ASYNC_STREAMS:
+        return converter_of(annotation)
+    items = converter_of(abc.Sequence[item_of(annotation)])  # type: ignore[misc]
+
+    def convert(value: object) -> Iterated:
+        if not isinstance(value, list):
+            raise wrong(described(annotation), value)
+        return Iterated(value if items is None else items(value))
+
+    return convert
+
+
+class Iterated:
+    """A list as an asynchronous iterator."""
+
+    def __init__(self, items: Iterable[object]) -> None:
+        self._items: Final = iter(items)
+
+    def __aiter__(self) -> Iterated:
+        return self
+
+    async def __anext__(self) -> object:
+        for item in self._items:
+            return item
+        raise StopAsyncIteration
+
+
+def refusal(annotation: Any, kind: Kind) -> str:
+    """Why a streamed argument does not fit an annotation; "" where it does."""
+    found = streams_in(annotation)
+    if not found:
+        anything = argument_converter(annotation) is None
+        say = f"expected {described(annotation)}, got a stream: pass list(...) of it"
+        return "" if anything else say
+    in_loop = kind in ("async", "async_generator")
+    if any(((get_origin(each) or each) in ASYNC_STREAMS) is in_loop for each in found):
+        return ""
+    fit = "an async function takes it as AsyncIterator" if in_loop else "take it as Iterator"
+    return f"a stream is no {described(found[0])} here: {fit}"
