@@ -6,17 +6,20 @@ script to see it again.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import pathlib
 import sys
 import tempfile
+from typing import Any
 
-import atheris  # type: ignore[import-untyped,import-not-found,unused-ignore]
+# Installed by `make fuzz` alone.
+atheris: Any = importlib.import_module("atheris")
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 with atheris.instrument_imports(include=["forkwire"]):
-    from targets import TARGETS, seeds  # type: ignore[import-untyped,import-not-found,unused-ignore]
+    from targets import TARGETS, seeds  # type: ignore[import-not-found,unused-ignore]
 
 
 def main() -> None:

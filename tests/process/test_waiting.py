@@ -182,9 +182,9 @@ class LatePoll:
         self.real = real_poll()
         self.register = self.real.register
 
-    def poll(self) -> Any:
+    def poll(self, timeout: float | None = None) -> Any:
         arrive = functools.partial(self.raise_signal, int(signal.SIGUSR1))
-        calls: list[Any] = [arrive, self.real.poll]
+        calls: list[Any] = [arrive, functools.partial(self.real.poll, timeout)]
         return list(map(operator.call, calls))[1]
 
 
