@@ -59,6 +59,43 @@ for thread in threads:
     assert "('first', 'second')" in line
 
 
+@pytest.mark.parametrize("host", ["asyncio", "trio", "none"])
+def test_the_warning_names_the_line_that_opens_a_worker(host: str) -> None:
+    """However many of our own functions are in between."""
+    done = program(
+        """
+import forkwire, math, warnings
+
+release = threading.Event()
+threading.Thread(target=release.wait).start()
+
+async def start():
+    async with forkwire.open_worker(math):  # this line
+        pass
+
+def start_without():
+    with sync.open_worker(math):  # this line
+        pass
+
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    if sys.argv[1] == "none":
+        start_without()
+    else:
+        anyio.run(start, backend=sys.argv[1])
+release.set()
+(warning,) = caught
+print(warning.filename, warning.lineno)
+""",
+        host,
+    )
+    assert done.stderr == ""
+    name, line = done.stdout.split()
+    assert name == "<string>"
+    source = done.args[-2] if isinstance(done.args, list) else ""
+    assert source.splitlines()[int(line) - 1].endswith("# this line")
+
+
 def test_many_threads_are_counted() -> None:
     """Only the first few are named."""
     done = program(

@@ -14,7 +14,7 @@ import time
 import warnings
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from types import FunctionType
+from types import FrameType, FunctionType
 from typing import Any, Final
 
 from ..errors import ForkThreadsWarning, WorkerStartError
@@ -225,8 +225,20 @@ def warn_of_threads() -> None:
         "now stays locked in the worker. Start workers before threads, or keep to code in the "
         "worker that shares no lock with them",
         ForkThreadsWarning,
-        stacklevel=5,
+        stacklevel=users_level(),
     )
+
+
+def users_level() -> int:
+    """How far up the stack, for the function that asks, the first line is that is the user's."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and package_of(frame) in ("forkwire", "contextlib"):
+        level, frame = level + 1, frame.f_back
+    return level
+
+
+def package_of(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__")).partition(".")[0]
 
 
 def other_threads() -> tuple[list[threading.Thread], int]:
