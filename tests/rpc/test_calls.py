@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import decimal
 import gc
+import math
 import os
 import uuid
 import weakref
@@ -333,6 +334,16 @@ async def test_whatever_is_raised_is_an_error_of_its_call(function: str) -> None
             assert await worker.call("add", 1) == 11
             assert await worker.call("add_later", 1) == 11
         assert await worker.call("pid") == pid
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+async def test_functions_in_c_have_no_frames(threads: int) -> None:
+    """Nor are ours shown in their place."""
+    async with worker_of({"sqrt": math.sqrt}, threads=threads) as worker:
+        with pytest.raises(ValueError, match="domain") as caught:
+            await worker.call("sqrt", -1)
+        assert isinstance(caught.value, RemoteError)
+        assert caught.value.traceback == ""
 
 
 async def test_fields_of_errors() -> None:

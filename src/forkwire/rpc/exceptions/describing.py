@@ -52,6 +52,9 @@ DEPTH: Final = 16
 # Modules that stand between the loop and a handler.
 OURS: Final = ("forkwire.rpc", "forkwire.process", "anyio", "asyncio", "contextlib", "trio")
 
+# Functions of ours that call a handler's. Where a trace ends in one, what was raised came out of C.
+CALLERS: Final = frozenset({"run", "step", "_guarded", "_step", "<lambda>", "_invoke"})
+
 # Names compared for a suggestion, and how long they may be: the comparison is quadratic.
 NAMES: Final = 500
 NAME_LENGTH: Final = 48
@@ -126,10 +129,10 @@ class Describing:
         return found
 
     def trace(self, error: BaseException, code: int) -> str:
-        """The frames of user code; all of them where an exception of the handler has no other."""
+        """The frames of user code; where the handler has none, ours if they are to blame."""
         whole: TracebackType | None = of_base("__traceback__", error)
         begin = without(whole, self.skip)
-        if begin is None and code == HANDLER_RAISED:
+        if begin is None and code == HANDLER_RAISED and not came_out_of_c(whole):
             begin = whole
         here = stack_text(begin) if begin else ""
         there = error.traceback if is_a(error, RemoteError) else ""
@@ -191,6 +194,13 @@ class Describing:
 
     def may_add(self, error: BaseException | None, above: tuple[int, ...]) -> bool:
         return error is not None and id(error) not in above and self.left > 0 and len(above) < DEPTH
+
+
+def came_out_of_c(trace: TracebackType | None) -> bool:
+    """Whether ``trace``, all of it ours, ends where a handler is called, which has no frames."""
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_code.co_name in CALLERS
 
 
 def base_of(cls: type) -> str:
