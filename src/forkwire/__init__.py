@@ -40,8 +40,8 @@ from .wire.framing import MAX_PAYLOAD_SIZE, EndOfFile, WriteOk
 
 if TYPE_CHECKING:
     from . import sync as sync
-    from .rpc.caller.aio import Stream
     from .rpc.caller.calls import Calls, CurrentCall, current_call
+    from .rpc.caller.streams import Stream
     from .rpc.exceptions.describing import register
     from .rpc.telling.context import propagate
     from .rpc.worker import Worker, WorkerStatistics, open_worker
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 UPPER = {
     "Calls": "caller.calls",
     "CurrentCall": "caller.calls",
-    "Stream": "caller.aio",
+    "Stream": "caller.streams",
     "Worker": "worker",
     "WorkerStatistics": "worker",
     "current_call": "caller.calls",

@@ -13,10 +13,12 @@ import pytest
 from forkwire import (
     InvalidArgumentsError,
     RemoteError,
+    UsageError,
     ValueDecodeError,
     ValueEncodeError,
     Worker,
     WorkerDied,
+    sync,
 )
 
 from .services import calling
@@ -224,6 +226,11 @@ class OnlyPlain:
         for number in numbers:
             yield number**2
 
+    def squares_of_host(self, numbers: Iterator[int]) -> Iterator[int]:
+        host = sync.current_call().host
+        for number in numbers:
+            yield host.call("square", number)
+
     def add(self, a: int, b: int) -> int:
         return a + b
 
@@ -346,3 +353,93 @@ async def test_notifications_have_streams_too() -> None:
 
     async with worker_of() as worker:
         await reset_then_run(worker)
+
+
+async def test_one_iterator_for_two_arguments() -> None:
+    """Is refused: each of its items could go to one only. Nothing is sent, and it is as it was."""
+    async with worker_of() as worker:
+        for source in (Source(3).later(), Source(3).plain()):
+            with pytest.raises(UsageError, match="an argument of spread twice"):
+                await worker.call("spread", source, more=source)
+            assert await worker.call("total", source) == 3
+        assert worker.statistics().calls == 2
+
+
+async def test_a_report_that_raises_when_the_stream_has_ended() -> None:
+    """The iterable is closed nevertheless."""
+
+    def show(done: float, total: float | None, text: str) -> None:
+        raise KeyError(text)
+
+    async with worker_of(Reporting) as worker:
+        source = Source()
+        stream = worker.options(on_progress=show, window=1).stream("one", source.later())
+        assert await anext(stream) == 0
+        assert await worker.call("add", 1, 2) == 3  # by now the end is here
+        with pytest.raises(KeyError):
+            await anext(stream)
+        assert source.closed == 2
+
+
+class Reporting:
+    def one(self, numbers: Iterator[int]) -> Iterator[int]:
+        yield next(numbers)
+        sync.current_call().progress(1)
+
+    def add(self, a: int, b: int) -> int:
+        return a + b
+
+
+@pytest.mark.parametrize("failure", [SystemExit(3), ValueError("boo")], ids=["exit", "error"])
+async def test_a_notification_whose_iterable_raises(
+    failure: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is logged, whatever it is; and the loop goes on."""
+    async with worker_of() as worker:
+        await worker.notify("run_total", Source(3, failure=failure).plain())
+        while not caplog.records:
+            assert await worker.call("add", 1) == 11
+        assert type(failure).__name__ in caplog.text
+
+
+@pytest.mark.parametrize("form", ["generator", "function"])
+async def test_a_generator_goes_on_where_there_is_a_lane(form: str) -> None:
+    """It waits for its argument, or its host, in whatever thread it has got to by then."""
+    name = "squares" if form == "generator" else "squares_of_host"
+    async with worker_of(OnlyPlain, threads=3, host=Squaring()) as worker:
+        results: list[list[int]] = []
+
+        async def later() -> AsyncIterator[int]:
+            for n in range(50):
+                yield n
+                await anyio.lowlevel.checkpoint()
+
+        async def stream() -> None:
+            stream = worker.options(window=1).stream(name, later())
+            results.append([n async for n in stream])
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(5):
+                tasks.start_soon(stream)
+        assert results == [[n**2 for n in range(50)]] * 5
+
+
+class Squaring:
+    def square(self, number: int) -> int:
+        return number**2
+
+    def squares(self, numbers: Iterator[int]) -> Iterator[int]:
+        for number in numbers:
+            yield number**2
+
+
+class Asking:
+    def ask(self, n: int) -> list[int]:
+        host = sync.current_call().host
+        return list(host.options(window=1).stream("squares", (i for i in range(n))))
+
+
+async def test_a_generator_of_the_host_goes_on_in_another_thread() -> None:
+    """Each part of it may run in another one."""
+    async with worker_of(Asking, host=Squaring()) as worker:
+        assert await worker.call("ask", 50) == [n**2 for n in range(50)]

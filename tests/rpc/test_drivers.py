@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import threading
@@ -18,7 +19,11 @@ from forkwire import open_worker
 from forkwire.errors import ChannelOSError, ProcessWorkerIPCError, WorkerClosedError
 from forkwire.process.backend import current_backend
 from forkwire.process.writing import Parts
-from forkwire.rpc.links.drivers import LoopDriver, OwnDriver, ThreadDriver
+from forkwire.rpc.caller.aio import Caller
+from forkwire.rpc.caller.requests import Request
+from forkwire.rpc.links.drivers import LoopDriver, OwnDriver
+from forkwire.rpc.links.link import OutCall
+from forkwire.rpc.links.poll_thread import PollDriver, PollThread
 from forkwire.wire.messages import Log
 
 from .support_links import Pair, Side
@@ -36,17 +41,19 @@ def pair() -> Iterator[Pair]:
 
 
 @pytest.fixture
-def stops() -> Iterator[list[ThreadDriver]]:
-    """Drivers to be stopped, before the channels are closed."""
-    drivers: list[ThreadDriver] = []
-    yield drivers
-    for driver in drivers:
-        driver.stop()
+def stops() -> Iterator[list[PollThread]]:
+    """Threads to be stopped, before the channels are closed."""
+    threads: list[PollThread] = []
+    yield threads
+    for thread in threads:
+        thread.stop()
 
 
-def thread_driver(side: Side, stops: list[ThreadDriver]) -> ThreadDriver:
-    driver = ThreadDriver(side.link, "test")
-    stops.append(driver)
+def thread_driver(side: Side, stops: list[PollThread]) -> PollDriver:
+    thread = PollThread("test")
+    stops.append(thread)
+    thread.start()
+    driver = PollDriver(side.link, thread)
     driver.start()
     return driver
 
@@ -95,7 +102,7 @@ def talk_alone(side: Side) -> None:
     driver.wait(lambda: heard_all(side))
 
 
-def talk_by_thread(side: Side, stops: list[ThreadDriver]) -> None:
+def talk_by_thread(side: Side, stops: list[PollThread]) -> None:
     """A thread reads and writes what was blocked."""
     driver = thread_driver(side, stops)
     say_much(side)
@@ -104,7 +111,7 @@ def talk_by_thread(side: Side, stops: list[ThreadDriver]) -> None:
 
 @pytest.mark.parametrize("one", ["alone", "thread"])
 @pytest.mark.parametrize("other", ["alone", "thread"])
-def test_both_say_much_at_once(one: str, other: str, pair: Pair, stops: list[ThreadDriver]) -> None:
+def test_both_say_much_at_once(one: str, other: str, pair: Pair, stops: list[PollThread]) -> None:
     """More than the pipes take, in both directions: nobody waits for ever."""
 
     def talk(how: str, side: Side) -> Callable[[], None]:
@@ -131,9 +138,7 @@ async def until(condition: Callable[[], Any]) -> None:
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("other", ["alone", "thread", "loop"])
-async def test_a_loop_says_and_hears_much(
-    other: str, pair: Pair, stops: list[ThreadDriver]
-) -> None:
+async def test_a_loop_says_and_hears_much(other: str, pair: Pair, stops: list[PollThread]) -> None:
     """The same in a loop, which goes on meanwhile."""
     await in_loop(pair.one)
     say_much(pair.one)
@@ -173,6 +178,83 @@ async def test_many_threads_send_over_a_loops_link(pair: Pair) -> None:
     await hang_up(pair)
 
 
+@pytest.mark.anyio
+async def test_who_gives_up_waiting_for_room_is_forgotten(pair: Pair) -> None:
+    """However many do, while the peer reads nothing."""
+    driver = await in_loop(pair.one)
+    say_much(pair.one)
+    for _ in range(10):
+        with anyio.move_on_after(0.001) as scope:
+            await driver.roomy()
+        assert scope.cancelled_caught
+    assert not pair.one.link.outbox._when_roomy
+    await hang_up(pair)
+
+
+@pytest.mark.anyio
+async def test_a_thread_takes_the_last_room(pair: Pair) -> None:
+    """A call of the loop that looked before then waits for its turn, and is not one too many."""
+    caller = Caller(await in_loop(pair.one))
+    await in_loop(pair.other)
+    link = pair.one.link
+    link.session.peer_calls = 1
+    first: list[OutCall] = []
+    encode = link._parts
+
+    def quicker(message: object) -> Parts:
+        link._parts = encode  # type: ignore[method-assign]
+        in_threads(lambda: first.append(pair.one.call("first")))
+        return encode(message)
+
+    async def call() -> None:
+        assert await caller.call(Request("second", (), {})) == "done"
+
+    async with anyio.create_task_group() as tasks:
+        link._lock = contextlib.nullcontext()  # type: ignore[misc, assignment]  # just before it
+        link._parts = quicker  # type: ignore[method-assign]
+        tasks.start_soon(call)
+        for name in ("first", "second"):
+            await until(lambda: pair.other.came)
+            (came,) = pair.other.came
+            assert came.method == name
+            pair.other.came.clear()
+            pair.other.link.reply(came, "done")
+    await hang_up(pair)
+
+
+def test_a_finaliser_that_sends_in_the_midst_of_a_write(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits for no thread that waits for the write: there is one lock, not two."""
+    link, push = pair.one.link, pair.one.link.sink.push
+    writing, encoding = threading.Event(), threading.Event()
+
+    def push_and_finalise(parts: Parts = ()) -> bool | None:
+        if not writing.is_set():
+            writing.set()
+            encoding.wait(0.2)
+            link.send(Log({"message": "finalised"}))
+        return push(parts)
+
+    def encode(message: object) -> Parts:
+        if threading.current_thread().name == "other":
+            encoding.set()
+        return parts_of(message)
+
+    def other() -> None:
+        threading.current_thread().name = "other"
+        assert writing.wait(LIMIT)
+        link.send(Log({"message": "other"}))
+
+    parts_of = link._parts
+    monkeypatch.setattr(link.sink, "push", push_and_finalise)
+    monkeypatch.setattr(link, "_parts", encode)
+    in_threads(lambda: link.send(Log({"message": "one"})), other)
+    pair.pump()
+    said = [record["message"] for record in pair.other.logged]
+    assert sorted(said) == ["finalised", "one", "other"]
+
+
 # -- the end --------------------------------------------------------------------------------------
 
 
@@ -186,7 +268,7 @@ def test_the_peer_closes_while_we_are_blocked_alone(pair: Pair) -> None:
 
 
 def test_the_peer_closes_while_we_are_blocked_with_a_thread(
-    pair: Pair, stops: list[ThreadDriver]
+    pair: Pair, stops: list[PollThread]
 ) -> None:
     """Who waits is woken when the owner says that it is over; `on_end` is called in the thread."""
     link = pair.one.link
@@ -251,12 +333,12 @@ async def test_the_system_refuses_to_write_in_a_loop(
 
 
 def test_the_system_refuses_to_write_otherwise(
-    pair: Pair, stops: list[ThreadDriver], monkeypatch: pytest.MonkeyPatch
+    pair: Pair, stops: list[PollThread], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same in a thread, and alone."""
-    for side, make in ((pair.one, ThreadDriver), (pair.other, None)):
+    for side, in_thread in ((pair.one, True), (pair.other, False)):
         monkeypatch.setattr(side.link.sink, "push", refuse)
-        driver = thread_driver(side, stops) if make else OwnDriver(side.link)
+        driver = thread_driver(side, stops) if in_thread else OwnDriver(side.link)
         in_threads(
             lambda side=side: side.link.send(Log({})),  # type: ignore[misc]
             lambda driver=driver, side=side: driver.wait(lambda: bool(side.ends)),  # type: ignore[misc]
@@ -267,7 +349,7 @@ def test_the_system_refuses_to_write_otherwise(
 # -- waits ----------------------------------------------------------------------------------------
 
 
-def test_what_comes_wakes_who_waits(pair: Pair, stops: list[ThreadDriver]) -> None:
+def test_what_comes_wakes_who_waits(pair: Pair, stops: list[PollThread]) -> None:
     """Several threads, each for its own."""
     driver = thread_driver(pair.one, stops)
     calls = [pair.one.call("f", n) for n in range(3)]
@@ -285,7 +367,7 @@ def test_what_comes_wakes_who_waits(pair: Pair, stops: list[ThreadDriver]) -> No
     assert [call.result() for call in calls] == [0, 1, 2]
 
 
-def test_wake_has_waits_look_again(pair: Pair, stops: list[ThreadDriver]) -> None:
+def test_wake_has_waits_look_again(pair: Pair, stops: list[PollThread]) -> None:
     """Something changed that did not come over the link."""
     driver = thread_driver(pair.one, stops)
     changed: list[bool] = []
@@ -305,7 +387,7 @@ def test_wake_has_waits_look_again(pair: Pair, stops: list[ThreadDriver]) -> Non
     assert driver.wait_until(lambda: True, -math.inf)
 
 
-def test_room_in_the_outbox_wakes_who_waits(pair: Pair, stops: list[ThreadDriver]) -> None:
+def test_room_in_the_outbox_wakes_who_waits(pair: Pair, stops: list[PollThread]) -> None:
     """Though nothing came: the peer has only read."""
     driver = thread_driver(pair.one, stops)
     say_much(pair.one)
@@ -320,7 +402,7 @@ def test_room_in_the_outbox_wakes_who_waits(pair: Pair, stops: list[ThreadDriver
     in_threads(lambda: driver.wait(lambda: bool(room)), read)
 
 
-def test_a_goodbye_that_was_blocked_ends_the_wait(pair: Pair, stops: list[ThreadDriver]) -> None:
+def test_a_goodbye_that_was_blocked_ends_the_wait(pair: Pair, stops: list[PollThread]) -> None:
     """When the last of it is out, the session is done, and who waits for that hears of it."""
     driver = thread_driver(pair.one, stops)
     idle = threading.Event()
@@ -365,31 +447,32 @@ def test_who_waits_alone_is_woken_by_what_another_thread_sends(pair: Pair) -> No
 # -- threads --------------------------------------------------------------------------------------
 
 
-def test_a_thread_does_what_it_is_handed(pair: Pair, stops: list[ThreadDriver]) -> None:
+def test_a_thread_does_what_it_is_handed(pair: Pair, stops: list[PollThread]) -> None:
     """In order; and it is stopped as often as one likes, by itself too."""
     driver = thread_driver(pair.one, stops)
     done: list[Any] = []
     over = threading.Event()
-    driver.hand_over(lambda: done.append(threading.current_thread().name))
+    thread = driver.thread
+    thread.run_soon(lambda: done.append(threading.current_thread().name))
     pair.one.link.in_driver(lambda: done.append(2))
-    driver.hand_over(lambda: pair.one.link.in_driver(lambda: done.append(3)))
-    driver.hand_over(driver.stop)
-    driver.hand_over(over.set)
+    thread.run_soon(lambda: pair.one.link.in_driver(lambda: done.append(3)))
+    thread.run_soon(thread.stop)
+    thread.run_soon(over.set)
     assert over.wait(LIMIT)
-    driver.stop()
-    driver.stop()
+    thread.stop()
+    thread.stop()
     assert done == ["forkwire: test", 2, 3]
     pair.one.link.in_driver(lambda: done.append(4))
     assert done[-1] == 4
 
 
-def test_a_thread_that_was_never_started(pair: Pair) -> None:
+def test_a_thread_that_was_never_started() -> None:
     """Stops as well."""
-    ThreadDriver(pair.one.link, "never").stop()
+    PollThread("never").stop()
 
 
 def test_a_thread_at_the_end_of_its_input_does_not_spin(
-    pair: Pair, stops: list[ThreadDriver]
+    pair: Pair, stops: list[PollThread]
 ) -> None:
     """It waits for what it is handed, and uses no time."""
     driver = thread_driver(pair.one, stops)
@@ -434,7 +517,7 @@ async def test_an_answer_does_not_wait_for_the_next_call(threads: int, tmp_path:
                 gate.touch()
 
 
-def test_settle(pair: Pair, stops: list[ThreadDriver]) -> None:
+def test_settle(pair: Pair, stops: list[PollThread]) -> None:
     """Alone it blocks until all is written, reading meanwhile; a thread does so by itself."""
     say_much(pair.one)
     say_much(pair.other)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import threading
@@ -145,6 +146,43 @@ def test_crowded(pipe: Pipe) -> None:
     pipe.read_all()
     assert woken == [0, 1, 2]
     assert not pipe.outbox.crowded
+
+
+def test_no_more_are_woken_than_there_is_room_for(pipe: Pipe) -> None:
+    """Those that are have their turn, and then others: also where they put nothing."""
+    size, turns = 20_000, list[Callable[[], None]]()
+    pipe.outbox.later = turns.append
+    while pipe.outbox.waiting <= CROWDED + LARGE:
+        pipe.put(b"x" * size)
+    woken: list[int] = []
+    for n in range(1000):
+        pipe.outbox.when_roomy(functools.partial(woken.append, n))
+    while not woken:
+        pipe.read()
+        pipe.outbox.flush()
+    assert len(woken) <= CROWDED / size + 2
+    for _ in woken:
+        pipe.put(b"x" * size)
+    first = len(woken)
+    assert first <= CROWDED / size + 2
+    rounds = 0
+    while len(woken) < 1000:
+        rounds += 1
+        pipe.read_all()
+        turns.pop(0)()
+    assert woken == [*range(1000)]
+    assert rounds > 10
+
+
+def test_a_wake_is_kept_once(pipe: Pipe) -> None:
+    """However often it is asked for."""
+    woken: list[int] = []
+    wake = functools.partial(woken.append, 1)
+    pipe.put(b"x" * 3 * CROWDED)
+    for _ in range(3):
+        pipe.outbox.when_roomy(wake)
+    pipe.read_all()
+    assert woken == [1]
 
 
 def test_whoever_gives_up_is_not_woken(pipe: Pipe) -> None:

@@ -16,7 +16,7 @@ from typing import NoReturn
 
 import pytest
 
-from forkwire.rpc.links.poll_thread import Bell
+from forkwire.rpc.links.drivers import Bell
 from forkwire.rpc.links.uninterrupted import Postponed, Uninterrupted
 from forkwire.sync import SyncWorker, open_worker
 

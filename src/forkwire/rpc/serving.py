@@ -29,8 +29,9 @@ from .handlers.mailing import Mail
 from .handlers.service import Service
 from .interrupts.control_pipe import ControlPipe
 from .interrupts.interrupting import Interrupter
-from .links.drivers import Driver, LoopDriver, OwnDriver, ThreadDriver
+from .links.drivers import Driver, LoopDriver, OwnDriver
 from .links.link import InCall, Limits, Link, nothing
+from .links.poll_thread import PollDriver, PollThread
 from .telling import logs
 
 __all__ = ["Start", "serve"]
@@ -186,12 +187,17 @@ def serve_alone(server: Server) -> None:
 
 def serve_with_threads(server: Server, start: Start) -> None:
     """A thread for the link, and as many lanes as were asked for."""
-    driver = ThreadDriver(server.link, "link")
+    thread = PollThread("link")
+    driver = PollDriver(server.link, thread)
     lanes = server.lanes(driver)
     server.link.accept = server.accept_into(lanes.accept)
     server.greet()
-    driver.start()
-    run_lanes(lanes, server, start.threads)
+    thread.start()
+    try:
+        driver.start()
+        run_lanes(lanes, server, start.threads)
+    finally:
+        thread.stop()
 
 
 def run_lanes(lanes: Lanes, server: Server, count: int) -> None:

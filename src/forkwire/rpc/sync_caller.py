@@ -15,8 +15,9 @@ from ..errors import UsageError
 from .caller.blocking import BlockingCaller
 from .caller.sync_calls import NOTHING
 from .handle import LAST_GRACE, REPEAT, Handle
+from .links.drivers import Bell
 from .links.link import OutCall
-from .links.poll_thread import Bell, PollDriver, PollThread
+from .links.poll_thread import PollDriver, PollThread
 from .links.uninterrupted import Postponed, Uninterrupted
 
 __all__ = ["SyncCaller"]
@@ -64,12 +65,19 @@ class SyncCaller(BlockingCaller):
     def wake(self) -> None:
         self._driver.wake()
 
-    def new_call(self, method: str, tree: str) -> RingingCall:
+    def check_here(self) -> None:
         if self._pid != os.getpid():
             raise UsageError(
                 f"{self.link.name} belongs to process {self._pid}, which started it, not to this "
                 f"one ({os.getpid()}), which inherited the handle"
             )
+        if self._thread.is_current():
+            raise UsageError(
+                f"{self.link.name} cannot be waited for here, in the thread that reads what it "
+                "says, and handles its log records: use another thread"
+            )
+
+    def new_call(self, method: str, tree: str) -> RingingCall:
         return RingingCall(method, tree)
 
     def sleep(self, call: OutCall, ready: Callable[[], bool], until: float) -> None:
@@ -77,6 +85,8 @@ class SyncCaller(BlockingCaller):
         call.bell.wait(ready, until)
 
     def drop(self, call: OutCall) -> None:
+        if self._pid != os.getpid():  # inherited
+            return
         self._thread.run_soon(Stopping(self._handle, self._thread, call).begin)
 
     def stop(self, call: OutCall) -> None:

@@ -20,7 +20,8 @@ from .caller.offers import Offers
 from .caller.sync_calls import SyncCalls
 from .handle import REPEAT, Handle, HasHandle, WorkerStatistics
 from .handlers.thread_hosting import ThreadHosting
-from .links.poll_thread import Bell, PollDriver, PollThread
+from .links.drivers import Bell
+from .links.poll_thread import PollDriver, PollThread
 from .links.uninterrupted import Uninterrupted
 from .settings import START_TIMEOUT, Settings, StartMethod, settings_of
 from .sync_caller import SyncCaller
@@ -97,6 +98,7 @@ class SyncWorker(HasHandle, SyncCalls):
         :exc:`WorkerDied` and :exc:`WorkerClosedError`.
         """
         link = self._started_handle().link
+        self._ready_caller().check_here()
         link.check_open()
         before = time.monotonic()
         answered: list[bool] = []
@@ -213,6 +215,8 @@ class SyncWorker(HasHandle, SyncCalls):
         handle = self._handle
         if handle is None or self._pid != os.getpid():
             return
+        if self._caller is not None:
+            self._caller.check_here()
         with Uninterrupted(self._hurry):
             late = False
             try:

@@ -17,8 +17,8 @@ from ...errors import UsageError
 from ..links.link import Link, OutCall
 from ..telling import context
 from .current import new_tree, tree_for_call
-from .feeding import Feeder, streams_in
-from .requests import Request, log_unseen, report
+from .feeding import Feeder, is_streamed
+from .requests import NoRoomError, Request, log_unseen, report, streams_in
 
 __all__ = ["BlockingCaller", "Waiter", "check_time"]
 
@@ -52,16 +52,17 @@ class Waiter(Protocol):
         ...
 
 
-class NoRoomError(Exception):
-    """Inside a link: what was to be sent has to wait."""
-
-
 class BlockingCaller:
     """Makes calls over a link that something else reads, or that `Waiter.wait` does."""
 
     def __init__(self, link: Link, waiter: Waiter) -> None:
         self.link: Final = link
-        self.waiter: Final = waiter
+        self._waiter: Final = waiter
+
+    @property
+    def waiter(self) -> Waiter:
+        """How this thread waits."""
+        return self._waiter
 
     def call(self, request: Request) -> Any:
         """The result of ``request``. Raises what the other side answered."""
@@ -77,8 +78,9 @@ class BlockingCaller:
 
     def begin(self, request: Request, *, credit: int | None = None) -> tuple[OutCall, list[Feeder]]:
         """Send ``request`` once there is room for it."""
+        self.check_here()
         tree = tree_for_call()
-        args, kwargs, streams = streams_in(request)
+        args, kwargs, streams = streams_in(request, is_streamed)
         meta = meta_of(request, credit, new_tree() if streams else tree, self.link)
         call = self.new_call(request.method, str(meta.get("tree", "")))
         feeders = [Feeder(self, call, number, items) for number, items in enumerate(streams)]
@@ -92,8 +94,9 @@ class BlockingCaller:
 
     def notify(self, request: Request) -> None:
         """Send ``request``; what becomes of it is only logged."""
+        self.check_here()
         tree = tree_for_call()
-        args, kwargs, streams = streams_in(request)
+        args, kwargs, streams = streams_in(request, is_streamed)
         if streams:
             raise UsageError(
                 "notify() without an event loop streams no arguments, since nobody would be there "
@@ -163,6 +166,9 @@ class BlockingCaller:
 
     # -- what those who drive a link themselves do otherwise ----------------------------------
 
+    def check_here(self) -> None:
+        """Raise :exc:`UsageError` where a call would never end."""
+
     def wake(self) -> None:
         """What `Waiter.wait` waits for may have come."""
 
@@ -200,7 +206,7 @@ class BlockingCaller:
             check_time(request)
             self.sleep(call, something, deadline)
             if self.link.over is not None and not ready():
-                raise self.link.over
+                self.link.check_open()
 
     def report(self, call: OutCall, request: Request) -> None:
         """Tell the progress that came."""

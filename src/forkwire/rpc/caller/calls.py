@@ -15,11 +15,12 @@ from ..data.shape import Shape
 from ..handlers.handling import check_kind, progress
 from ..links.link import InCall
 from ..telling import context
-from .aio import Caller, Stream, roomy
+from .aio import Caller
 from .current import handling
 from .offers import Offers
 from .proxy import proxy
 from .requests import CallOptions, OnProgress, Request
+from .streams import Stream
 from .typed import StreamedNotCalled, Untyped
 
 __all__ = ["Calls", "CurrentCall", "current_call"]
@@ -220,7 +221,7 @@ class CurrentCall:
         ``done`` of ``total``, in whatever unit; ``text``: at most 4096 characters of it are sent.
         """
         await anyio.lowlevel.checkpoint()
-        await roomy(self.host._ready_caller().driver)
+        await self.host._ready_caller().driver.roomy()
         progress(self._call, done, total, text)
 
     def shield(self) -> AbstractContextManager[object]:

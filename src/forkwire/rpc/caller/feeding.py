@@ -9,41 +9,27 @@ from collections.abc import AsyncIterable, Generator, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from ...errors import UsageError
-from ...wire.messages import Send, Sent, StreamRef
+from ...wire.messages import Send, Sent
 from ..exceptions import describing as failures
 from ..interrupts.interrupting import Interrupted
 from ..links.link import OutCall
 from .current import Inside, handling
-from .requests import Request
 from .sync_streams import SyncStream
 
 if TYPE_CHECKING:
     from .blocking import BlockingCaller
 
-__all__ = ["Feeder", "streams_in"]
-
-# Values of these types are never streamed, and most arguments are of one.
-PLAIN: Final = frozenset({int, str, float, bool, bytes, type(None), list, dict, tuple, set})
+__all__ = ["Feeder", "is_streamed"]
 
 
-def streams_in(request: Request) -> tuple[list[object], dict[str, object], list[Iterator[Any]]]:
-    """The arguments with references in place of iterators, and those."""
-    streams: list[Iterator[Any]] = []
-
-    def replaced(value: object) -> object:
-        if isinstance(value, AsyncIterable):
-            raise UsageError(
-                "an async iterable cannot be an argument here, where there is no event loop: "
-                "pass a plain iterator or generator"
-            )
-        if not isinstance(value, Iterator):
-            return value
-        streams.append(value)
-        return StreamRef(len(streams) - 1)
-
-    args = [value if type(value) in PLAIN else replaced(value) for value in request.args]
-    kwargs = {name: replaced(value) for name, value in request.kwargs.items()}
-    return args, kwargs, streams
+def is_streamed(value: object) -> bool:
+    """Whether an argument is sent item by item: iterators are. Raises :exc:`UsageError`."""
+    if isinstance(value, AsyncIterable):
+        raise UsageError(
+            "an async iterable cannot be an argument here, where there is no event loop: "
+            "pass a plain iterator or generator"
+        )
+    return isinstance(value, Iterator)
 
 
 class Feeder:

@@ -10,9 +10,19 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from ...errors import UsageError, WorkerClosedError
+from ...wire.messages import StreamRef
 from ..links.link import Link, OutCall
 
-__all__ = ["DEFAULT_WINDOW", "CallOptions", "OnProgress", "Request", "log_unseen", "report"]
+__all__ = [
+    "DEFAULT_WINDOW",
+    "CallOptions",
+    "NoRoomError",
+    "OnProgress",
+    "Request",
+    "log_unseen",
+    "report",
+    "streams_in",
+]
 
 OnProgress = Callable[[float, float | None, str], object]
 
@@ -20,6 +30,9 @@ OnProgress = Callable[[float, float | None, str], object]
 # both sides, few enough to stop soon.
 DEFAULT_WINDOW: Final = 32
 LARGEST_WINDOW: Final = 2**20
+
+# Values of these types are never streamed, and most arguments are of one.
+PLAIN: Final = frozenset({int, str, float, bool, bytes, type(None), list, dict, tuple, set})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +76,35 @@ class Request:
     def __post_init__(self) -> None:
         timeout = self.options.timeout
         self.deadline = math.inf if timeout is None else time.monotonic() + timeout
+
+
+class NoRoomError(Exception):
+    """Inside a link: what was to be sent has to wait."""
+
+
+def streams_in(
+    request: Request, is_streamed: Callable[[object], bool]
+) -> tuple[Sequence[object], Mapping[str, object], list[Any]]:
+    """The arguments with a reference for each that is streamed, and those.
+
+    Raises :exc:`UsageError` where one is there twice.
+    """
+    streams: list[Any] = []
+
+    def replaced(value: object) -> object:
+        if type(value) in PLAIN or not is_streamed(value):
+            return value
+        if any(value is other for other in streams):
+            raise UsageError(
+                f"a {type(value).__name__} is an argument of {request.method} twice: each of its "
+                "items could go to one of them only. Pass two, or a list"
+            )
+        streams.append(value)
+        return StreamRef(len(streams) - 1)
+
+    args = [replaced(value) for value in request.args]
+    kwargs = {name: replaced(value) for name, value in request.kwargs.items()}
+    return args, kwargs, streams
 
 
 def report(call: OutCall, on_progress: OnProgress | None) -> None:

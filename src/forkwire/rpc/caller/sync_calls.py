@@ -11,7 +11,7 @@ from ...errors import UsageError
 from ..data.kinds import Kind
 from ..data.shape import Shape
 from ..handlers.handling import check_kind, progress
-from ..handlers.lanes import Lane
+from ..handlers.lanes import LaneCaller, lane_of
 from ..links.link import InCall
 from ..telling import context
 from .blocking import BlockingCaller
@@ -189,7 +189,6 @@ class SyncCurrentCall:
 
     def __init__(self, call: InCall) -> None:
         self._call: Final = call
-        self._lane: Final[Lane] = call.lane
 
     @property
     def method(self) -> str:
@@ -214,7 +213,7 @@ class SyncCurrentCall:
     def host(self) -> SyncCalls:
         """Calls to the other side, which block: for a worker's handler what the host offers."""
         calls = SyncCalls()
-        calls._caller = self._lane.caller
+        calls._caller = LaneCaller(self._call)
         calls._offers = Offers("the host")
         calls._offers.learn(self._call.link)
         return calls
@@ -224,12 +223,12 @@ class SyncCurrentCall:
 
         ``done`` of ``total``, in whatever unit; ``text``: at most 4096 characters of it are sent.
         """
-        with self._lane.ours():
+        with lane_of(self._call).ours():
             progress(self._call, done, total, text)
 
     def shield(self) -> AbstractContextManager[object]:
         """A block that cancellation does not interrupt; it comes after it."""
-        interrupter = self._lane.interrupter
+        interrupter = lane_of(self._call).interrupter
         return NOTHING if interrupter is None else interrupter.shield()
 
     def __repr__(self) -> str:

@@ -57,11 +57,14 @@ class Hosting(Lanes):
         backend.call(lambda: backend.spawn(lambda: self._run(job), f"forkwire: {self.name}"))
 
     async def _run(self, job: Job) -> None:
-        if job.call.tree and job.call.tree in self._trees:
-            await self._in_thread(job)
-            return
-        async with self._turn:
-            await self._in_thread(job)
+        try:
+            if job.call.tree and job.call.tree in self._trees:
+                await self._in_thread(job)
+                return
+            async with self._turn:
+                await self._in_thread(job)
+        except RuntimeError as error:  # the system has no thread left
+            self.refuse(job, error)
 
     async def _in_thread(self, job: Job) -> None:
         lane = Lane(self, None)

@@ -7,8 +7,10 @@ waits for its host, calls of the same tree run in it, and no others: it may hold
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import contextvars
+import functools
 import math
 import sys
 import threading
@@ -17,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Final, TypeVar
 
-from ...errors import CallCancelledError
+from ...errors import CallCancelledError, UsageError
 from ...process.cancelling import Terminated
 from ..caller.blocking import BlockingCaller
 from ..caller.current import handling as current
@@ -29,7 +31,7 @@ from ..telling import context
 from .handling import Argument, bound, gave_up, why_stopped
 from .service import Method
 
-__all__ = ["Job", "Lane", "Lanes"]
+__all__ = ["Job", "Lane", "LaneCaller", "Lanes", "lane_of"]
 
 T = TypeVar("T")
 
@@ -44,8 +46,8 @@ class Job:
     """A call that a lane runs, perhaps in parts."""
 
     __slots__ = (
-        "again", "arguments", "call", "context", "items", "method", "over", "queued", "running",
-        "span",
+        "again", "arguments", "call", "context", "items", "method", "over", "queued", "resume",
+        "running", "span",
     )  # fmt: skip
 
     def __init__(self, call: InCall, method: Method) -> None:
@@ -53,6 +55,7 @@ class Job:
         self.method: Final = method
         self.queued = self.running = self.again = self.over = False
         self.items: Any = None
+        self.resume: Callable[[], None] = nothing  # have it go on, from any thread
         self.context: contextvars.Context | None = None
         self.span: contextlib.AbstractContextManager[object] = context.NOTHING
         self.arguments: list[SyncArgument] = []
@@ -62,7 +65,8 @@ class Job:
         self.over = True
         self.items = None
         self.arguments.clear()
-        self.call.on_cancel = self.call.on_credit = nothing
+        self.call.link.outbox.forget(self.resume)
+        self.resume = self.call.on_cancel = self.call.on_credit = nothing
 
 
 class Lanes:
@@ -106,6 +110,13 @@ class Lanes:
         self.queue.append(job)
         self.driver.wake()
 
+    def refuse(self, job: Job, error: Exception) -> None:
+        """There is no lane for it."""
+        with self._lock:
+            job.queued = False
+        job.call.link.reply_error(job.call, error)
+        job.release()
+
     def begin(self, job: Job) -> bool:
         """A lane runs it from now on; False if it has ended."""
         with self._lock:
@@ -125,6 +136,7 @@ class Lanes:
     def accept(self, call: InCall, method: Method) -> None:
         """Queue a call that came."""
         job = Job(call, method)
+        job.resume = functools.partial(self.put, job)
         call.on_cancel = lambda: self.drop(job)
         self.put(job)
 
@@ -163,6 +175,7 @@ class Lane:
         self.driver: Final = lanes.driver
         self.interrupter: Final = interrupter
         self.job: Job | None = None
+        self.thread = 0  # that runs it
         self._context: Final = contextvars.copy_context()  # what every job begins with
 
     def run(self, over: Callable[[], bool]) -> None:
@@ -189,7 +202,9 @@ class Lane:
         if not self.lanes.begin(job):
             return
         outer, self.job = self.job, job
+        self.thread = _thread.get_ident()
         call = job.call
+        call.lane = self  # a generator may go on in another
         try:
             if job.context is None:
                 if call.cancelled or call.deadline <= time.monotonic():
@@ -214,7 +229,6 @@ class Lane:
             trusted = call.link.limits.trusted
             job.context = fresh.run(context.context_of, data, variables=trusted)
         job.context.run(current.set, call)
-        call.lane = self
         job.span = context.server_span(self.lanes.name, job.method.name)
         if job.span is not context.NOTHING:
             job.context.run(job.span.__enter__)
@@ -267,7 +281,7 @@ class Lane:
 
     def _argument(self, job: Job) -> Callable[[Argument], SyncArgument]:
         def iterate(argument: Argument) -> SyncArgument:
-            job.arguments.append(SyncArgument(self, job, argument))
+            job.arguments.append(SyncArgument(job.call, argument))
             return job.arguments[-1]
 
         return iterate
@@ -313,11 +327,9 @@ class Lane:
         outbox = call.link.outbox
         if call.credit and not outbox.crowded:
             return True
-        call.on_credit = lambda: self.lanes.put(job)
-        if not call.credit:
-            pass
-        elif outbox.crowded:
-            outbox.when_roomy(lambda: self.lanes.put(job))
+        call.on_credit = job.resume
+        if call.credit and outbox.crowded:
+            outbox.when_roomy(job.resume)
         if call.credit and not outbox.crowded:  # it came meanwhile
             self.lanes.put(job)
         return False
@@ -374,7 +386,7 @@ class Lane:
 
     def stop(self, call: OutCall) -> None:
         """The handler does not want what it asked its host for: wait until that has stopped."""
-        link = call_link(self)
+        link = self.driver.link
         link.cancel(call)
         job = self.job
         assert job is not None
@@ -400,29 +412,42 @@ class Lane:
             return function()
         return self.interrupter.step(self.job.call.id, function)
 
+
+def lane_of(call: InCall) -> Lane:
+    """The lane that runs ``call`` now, in this thread. Raises :exc:`UsageError` in any other."""
+    lane: Lane = call.lane
+    if lane.thread != _thread.get_ident():
+        raise UsageError(
+            f"what {call.method} got from its call is used in another thread: host, progress and "
+            "streamed arguments are for the handler's own"
+        )
+    return lane
+
+
+class LaneCaller(BlockingCaller):
+    """What a handler calls its host with."""
+
+    def __init__(self, call: InCall) -> None:
+        super().__init__(call.link, call.lane)
+        self._call: Final = call
+
     @property
-    def caller(self) -> BlockingCaller:
-        """What a handler calls its host with."""
-        return BlockingCaller(call_link(self), self)
-
-
-def call_link(lane: Lane) -> Any:
-    return lane.driver.link
+    def waiter(self) -> Lane:
+        return lane_of(self._call)
 
 
 class SyncArgument:
     """A streamed argument as an iterator."""
 
-    def __init__(self, lane: Lane, job: Job, argument: Argument) -> None:
-        self._lane: Final = lane
-        self._job: Final = job
+    def __init__(self, call: InCall, argument: Argument) -> None:
+        self._call: Final = call
         self._argument: Final = argument
 
     def __iter__(self) -> Iterator[Any]:
         return self
 
     def __next__(self) -> Any:
-        lane, argument = self._lane, self._argument
+        lane, argument = lane_of(self._call), self._argument
         with lane.ours():
             argument.grant()
             lane.wait(lambda: argument.arrivals.ready)

@@ -11,7 +11,6 @@ from typing import Any, Final
 import anyio
 import anyio.lowlevel
 
-from ..caller.aio import roomy
 from ..caller.current import handling as current
 from ..data.kinds import is_a
 from ..links.drivers import LoopDriver
@@ -80,7 +79,7 @@ class Tasks:
             if is_a(error, *self._raised):
                 raise
             return
-        await self._roomy()
+        await self._driver.roomy()
         link.reply(call, value)
 
     @contextlib.contextmanager
@@ -123,7 +122,7 @@ class Tasks:
 
     async def _credited(self, call: InCall) -> None:
         """Until one more item may be sent."""
-        await self._roomy()
+        await self._driver.roomy()
         while not call.credit:
             event = anyio.Event()
             call.on_credit = event.set
@@ -131,9 +130,6 @@ class Tasks:
                 await event.wait()
             finally:
                 call.on_credit = nothing
-
-    async def _roomy(self) -> None:
-        await roomy(self._driver)
 
 
 async def shielded(function: Callable[[], Any]) -> None:

@@ -39,9 +39,13 @@ class ThreadHosting(Lanes):
 
     def enqueue(self, job: Job) -> None:
         """A thread for ``job``, or for its next part."""
-        threading.Thread(
+        thread = threading.Thread(
             target=self._run, args=(job,), name=f"forkwire: {self.name}", daemon=True
-        ).start()
+        )
+        try:
+            thread.start()
+        except RuntimeError as error:  # the system has none left
+            self.refuse(job, error)
 
     def _run(self, job: Job) -> None:
         if job.call.tree and job.call.tree in self._trees:

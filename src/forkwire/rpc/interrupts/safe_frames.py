@@ -24,13 +24,14 @@ UNSAFE_WAITING: Final = (
 UNSAFE: Final = (*UNSAFE_WAITING, f"{PACKAGE}.process.")
 WAITING: Final = f"{PACKAGE}.process.waiting"  # where the base layer blocks, and may be cut short
 # A function that waits for a worker of its own: what Ctrl-C may cut short there, we may too.
-BELL: Final = f"{PACKAGE}.rpc.links.poll_thread", "wait"
+BELL: Final = f"{PACKAGE}.rpc.links.drivers", "wait"
 CALLING_MODULES: Final = (
     "caller.blocking",
     "caller.feeding",
     "caller.proxy",
     "caller.sync_calls",
     "caller.sync_streams",
+    "links.drivers",
     "links.poll_thread",
     "sync_caller",
     "sync_worker",

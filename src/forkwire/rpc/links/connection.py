@@ -59,7 +59,8 @@ class Connection:
         self.session: Final = Session()
         self.source: Final = input_._half
         self.sink: Final = output._half
-        self.outbox: Final = Outbox(self.sink)
+        self._lock: Final = threading.RLock()  # a finaliser may come in between
+        self.outbox: Final = Outbox(self.sink, self._lock)
         self.outbox.on_gone = self._on_gone
         self.over: ForkwireError | None = None
         self.leaving = False
@@ -69,7 +70,6 @@ class Connection:
         self.on_dispatched: Callable[[], None] = nothing
         self.on_idle: Callable[[], None] = nothing
         self.in_driver: Callable[[Callable[[], None]], None] = lambda function: function()
-        self._lock: Final = threading.RLock()  # a finaliser may come in between
         self._assembler: Final = Assembler(limits.message, trusted=limits.trusted)
 
     def _dispatch(self, message: Message) -> None:

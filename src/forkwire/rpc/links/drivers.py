@@ -1,4 +1,4 @@
-"""What moves a link: an event loop, a thread of its own, or whoever waits for something.
+"""What moves a link: an event loop, or whoever waits for something. `poll_thread` has another.
 
 Each reads when there is something, goes on writing when there is room again, and lets a thread
 that is not the loop's wait for a condition.
@@ -6,20 +6,24 @@ that is not the loop's wait for a condition.
 
 from __future__ import annotations
 
+import _thread
+import contextlib
+import functools
 import math
 import select
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Final, Protocol
 
+import anyio
+
 from ...errors import ProcessWorkerIPCError
 from ...process.backend import Backend
-from ...process.waiting import Patience, Waker, this_threads_waker, wait_for_any
+from ...process.waiting import Patience, this_threads_waker, wait_for_any
 from .link import Link
 
-__all__ = ["Driver", "LoopDriver", "OwnDriver", "ThreadDriver"]
+__all__ = ["Bell", "Conditions", "Driver", "LoopDriver", "OwnDriver", "as_ipc_error"]
 
 Ready = Callable[[], bool]
 
@@ -47,12 +51,42 @@ class Driver(Protocol):
         ...
 
 
+class Bell:
+    """Wakes one thread, which may be interrupted while it waits, and then waits again or not.
+
+    Lighter than :class:`threading.Event`; to be rung once a condition holds that the one who waits
+    looks at before and after.
+    """
+
+    __slots__ = ("_lock",)
+
+    def __init__(self) -> None:
+        self._lock: Final = _thread.allocate_lock()
+        self._lock.acquire()
+
+    def ring(self) -> None:
+        """End the wait, or the next one. Any thread."""
+        with contextlib.suppress(RuntimeError):  # rung already
+            self._lock.release()
+
+    def wait(self, ready: Callable[[], bool], until: float = math.inf) -> bool:
+        """Wait until ``ready()``, up to a time of the monotonic clock; whether it is ready."""
+        while not ready():
+            if until == math.inf:
+                self._lock.acquire()
+            elif (left := until - time.monotonic()) > 0:
+                self._lock.acquire(timeout=min(left, threading.TIMEOUT_MAX))
+            else:
+                return False
+        return True
+
+
 class Conditions:
-    """Lets threads wait for what another one dispatches."""
+    """Lets threads wait for what another one dispatches. No lock is held while they look."""
 
     def __init__(self, link: Link) -> None:
         self.link: Final = link
-        self._condition: Final = threading.Condition(threading.RLock())
+        self._bells: Final[list[Bell]] = []
         link.on_dispatched = self.wake
 
     def wait(self, ready: Ready, until: float = math.inf) -> None:
@@ -60,17 +94,16 @@ class Conditions:
 
     def wait_until(self, ready: Ready, until: float) -> bool:
         """`wait`, up to a time of the monotonic clock; whether it is ready."""
-        with self._condition:
-            while not ready():
-                left = until - time.monotonic()
-                if left <= 0:
-                    return False
-                self._condition.wait(min(left, threading.TIMEOUT_MAX))
-        return True
+        bell = Bell()
+        self._bells.append(bell)
+        try:
+            return bell.wait(ready, until)
+        finally:
+            self._bells.remove(bell)
 
     def wake(self) -> None:
-        with self._condition:
-            self._condition.notify_all()
+        for bell in list(self._bells):
+            bell.ring()
 
     def look(self) -> None:
         """The driver's own thread does."""
@@ -88,10 +121,23 @@ class LoopDriver(Conditions):
         self._flushing = threading.Lock()  # held from the first block to the end of the flush
         link.outbox.on_blocked = self._on_blocked
         link.in_driver = backend.call
+        link.outbox.later = backend.run_soon
 
     def start(self) -> None:
         """Begin to read."""
         self.link.source.listen(self.backend, self._on_readable)
+
+    async def roomy(self) -> None:
+        """Until what waits to be written is little, or nobody reads it any more. In the loop."""
+        outbox = self.link.outbox
+        while outbox.crowded and not outbox.gone:
+            event = anyio.Event()
+            wake = functools.partial(self.backend.call, event.set)
+            outbox.when_roomy(wake)
+            try:
+                await event.wait()
+            finally:
+                outbox.forget(wake)
 
     def _on_readable(self) -> None:
         self.link.pump()
@@ -120,64 +166,6 @@ class LoopDriver(Conditions):
             self._on_blocked()
 
 
-class ThreadDriver(Conditions):
-    """A thread of its own reads and writes, and does what others hand it."""
-
-    def __init__(self, link: Link, name: str) -> None:
-        super().__init__(link)
-        self._todo: deque[Callable[[], None]] = deque()
-        self._waker: Final = Waker()
-        self._stopping = False
-        self._thread: Final = threading.Thread(
-            target=self._run, name=f"forkwire: {name}", daemon=True
-        )
-        link.outbox.on_blocked = self._on_blocked
-        link.in_driver = self._in_driver
-
-    def start(self) -> None:
-        """Begin to read."""
-        self._thread.start()
-
-    def hand_over(self, function: Callable[[], None]) -> None:
-        """Have the thread call ``function``, which neither blocks nor raises."""
-        self._todo.append(function)
-        self._waker.wake()
-
-    def stop(self) -> None:
-        """End the thread, and wait for that. Idempotent."""
-        self._stopping = True
-        self._waker.wake()
-        if self._thread.ident is not None and self._thread is not threading.current_thread():
-            self._thread.join()
-
-    def _in_driver(self, function: Callable[[], None]) -> None:
-        if threading.current_thread() is self._thread or not self._thread.is_alive():
-            function()
-        else:
-            self.hand_over(function)
-
-    def _on_blocked(self) -> None:
-        if threading.current_thread() is not self._thread:
-            self._waker.wake()
-
-    def _run(self) -> None:
-        while not self._stopping:
-            while self._todo:
-                self._todo.popleft()()
-            self._turn()
-
-    def _turn(self) -> None:
-        link = self.link
-        wanted = [] if link.ended else [(link.source.fd, select.POLLIN)]
-        if link.outbox.waiting:
-            wanted.append((link.sink.fd, select.POLLOUT))
-        wait_for_any(wanted, self._waker)
-        if link.outbox.waiting:
-            flush(link)
-            link.flushed()
-        link.pump()
-
-
 class OwnDriver:
     """Whoever waits reads and writes: one thread, and others do no more than send."""
 
@@ -201,7 +189,8 @@ class OwnDriver:
                 self._sleep(left)
 
     def wake(self) -> None:
-        """There is no other thread."""
+        """There may be another thread after all: one that a handler started sends too."""
+        self._on_blocked()
 
     def look(self) -> None:
         self.link.pump()

@@ -231,13 +231,14 @@ class Link(Connection):
         with self._lock:
             self._pings += 1
             number = self._pings
-            put = self._put(Ping(number))
-            if put:
+            over = self.over is not None
+            if not over:  # what nobody reads any more is over soon
                 self._pongs[number] = wake
-        if put:
-            self._flush()
-        else:
+                self._put(Ping(number))
+        if over:
             wake()
+        else:
+            self._flush()
 
     # -- calls that the peer makes ------------------------------------------------------------
 

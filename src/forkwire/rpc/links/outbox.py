@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from ...process.writing import Parts, Sink
@@ -28,12 +28,15 @@ BATCH_PARTS: Final = 256
 class Outbox:
     """Thread-safe. ``on_blocked`` is called when a flush could not write everything.
 
-    ``on_gone``: once, when it is found that nobody reads any more.
+    ``on_gone``: once, when it is found that nobody reads any more. ``later``: has a function called
+    when those that were woken have had their turn, where that can be; else all are woken at once.
+
+    ``lock``: the link's. A finaliser may come in between, and send: it would need both.
     """
 
-    def __init__(self, sink: Sink) -> None:
+    def __init__(self, sink: Sink, lock: threading.RLock | None = None) -> None:
         self._sink: Final = sink
-        self._lock: Final = threading.RLock()  # a finaliser may come in between
+        self.lock: Final = threading.RLock() if lock is None else lock
         self._queue: deque[Parts] = deque()
         self._owned = 0  # messages at its start whose memory is our own
         self._batch = 0  # bytes in what the sink has begun
@@ -45,7 +48,11 @@ class Outbox:
         self.sent = 0  # bytes
         self.on_blocked: Callable[[], None] = lambda: None
         self.on_gone: Callable[[], None] = lambda: None
-        self._when_roomy: list[Callable[[], None]] = []
+        self.later: Callable[[Callable[[], None]], None] | None = None
+        self._when_roomy: dict[Callable[[], None], None] = {}  # in order
+        self._typical = 0  # bytes of a message
+        self._promised = 0  # bytes that those who were woken may put
+        self._settling = False
 
     @property
     def crowded(self) -> bool:
@@ -55,29 +62,31 @@ class Outbox:
     @property
     def position(self) -> int:
         """Where what is put next begins, in all that is ever sent."""
-        with self._lock:
+        with self.lock:
             return self.sent + self.waiting
 
     def when_roomy(self, wake: Callable[[], None]) -> None:
-        """Call ``wake`` once there is room again, or nobody reads any more."""
-        with self._lock:
+        """Call ``wake`` once there is room again, or nobody reads any more. Once, however often."""
+        with self.lock:
             if self.crowded and not self.gone:
-                self._when_roomy.append(wake)
+                self._when_roomy[wake] = None
                 return
         wake()
 
     def forget(self, wake: Callable[[], None]) -> None:
         """Whoever passed it to `when_roomy` has given up."""
-        with self._lock:
-            if wake in self._when_roomy:
-                self._when_roomy.remove(wake)
+        with self.lock:
+            self._when_roomy.pop(wake, None)
 
     def put(self, parts: Parts) -> None:
         """Queue a message. Then `flush`."""
-        with self._lock:
+        with self.lock:
             if not self.gone:
+                size = sum(map(len, parts))
                 self._queue.append(parts)
-                self.waiting += sum(map(len, parts))
+                self.waiting += size
+                self._typical += (size - self._typical) // 8
+                self._promised = max(0, self._promised - size)
 
     def flush(self, *, borrowed: bool = True) -> bool:
         """Write what the system takes; whether all is out.
@@ -85,15 +94,14 @@ class Outbox:
         ``borrowed``: the memory of what is left stays as it is until it is out; else it is copied.
         Raises :exc:`ProcessWorkerIPCError` when the system refuses.
         """
-        with self._lock:
+        with self.lock:
             if self._flushing:  # we are a finaliser, in the midst of it
                 self._to_own = self._to_own or not borrowed
                 return False
             was_gone = self.gone
             done = self._flush_all(borrowed=borrowed)
             wakes = self._roomy_now()
-        for wake in wakes:
-            wake()
+        self._wake(wakes)
         if self.gone and not was_gone:
             self.on_gone()
         if not done:
@@ -113,15 +121,36 @@ class Outbox:
         return done
 
     def _roomy_now(self) -> list[Callable[[], None]]:
-        """Who is to be woken, and is not in the list any more."""
-        if not self._when_roomy or (self.crowded and not self.gone):
+        """Who is to be woken, and waits no more: as many as there is room for."""
+        room = CROWDED - self.waiting - self._promised
+        if not self._when_roomy or (room < 0 and not self.gone):
             return []
-        wakes, self._when_roomy = self._when_roomy, []
+        wakes = list(self._when_roomy)
+        if self.later is not None and not self.gone:
+            del wakes[1 + room // max(1, self._typical) :]
+            self._promised += len(wakes) * self._typical
+        for wake in wakes:
+            del self._when_roomy[wake]
         return wakes
+
+    def _wake(self, wakes: Iterable[Callable[[], None]]) -> None:
+        for wake in wakes:
+            wake()
+        if self._promised and not self._settling and self.later is not None:
+            self._settling = True
+            self.later(self._settle)
+
+    def _settle(self) -> None:
+        """Those that were woken have put what they had, or have nothing: others may."""
+        with self.lock:
+            self._settling = False
+            self._promised = 0
+            wakes = self._roomy_now()
+        self._wake(wakes)
 
     def own(self) -> None:
         """Copy what waits: its makers may write to that memory from now on."""
-        with self._lock:
+        with self.lock:
             if self.waiting:
                 self._own()
 
@@ -131,7 +160,7 @@ class Outbox:
         False: the channel is closed, nothing may be said any more, or what was begun before is
         still in the way.
         """
-        with self._lock:
+        with self.lock:
             if self._flushing or self.silent or self._sink.push() is not True:
                 return False
             done = self._sink.push(parts)
@@ -140,11 +169,10 @@ class Outbox:
 
     def close(self) -> None:
         """Nothing goes out any more; a message that has begun is cut short."""
-        with self._lock:
+        with self.lock:
             self._give_up()
             wakes = self._roomy_now()
-        for wake in wakes:
-            wake()
+        self._wake(wakes)
 
     def _give_up(self) -> None:
         self.gone = True
@@ -190,13 +218,12 @@ class Unread:
 
     def __init__(self, outbox: Outbox) -> None:
         self._outbox: Final = outbox
-        self._lock: Final = threading.RLock()
         self._ends: Final[deque[int]] = deque()  # of each message, in all that is ever sent
 
     def note(self) -> None:
         """One was put and flushed; others may have been since, so that it counts for a while."""
         if self._outbox.waiting or self._ends:
-            with self._lock:
+            with self._outbox.lock:
                 self._ends.append(self._outbox.position)
                 self.count()
 
@@ -204,7 +231,7 @@ class Unread:
         """How many are not out yet."""
         if not self._ends:
             return 0
-        with self._lock:
+        with self._outbox.lock:
             sent = self._outbox.sent
             while self._ends and (self._ends[0] <= sent or self._outbox.gone):
                 self._ends.popleft()

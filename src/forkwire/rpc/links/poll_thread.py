@@ -11,7 +11,6 @@ import contextlib
 import heapq
 import itertools
 import logging
-import math
 import select
 import signal
 import threading
@@ -24,42 +23,12 @@ from ...errors import ProcessWorkerIPCError
 from ...process.backend import Backend, BackendName, Stop
 from ...process.signals import ALL_SIGNALS, pthread_sigmask
 from ...process.waiting import Waker
-from .drivers import Conditions, as_ipc_error
+from .drivers import Bell, Conditions, as_ipc_error
 from .link import Link, nothing
 
-__all__ = ["Bell", "PollDriver", "PollThread"]
+__all__ = ["PollDriver", "PollThread"]
 
 T = TypeVar("T")
-
-
-class Bell:
-    """Wakes one thread, which may be interrupted while it waits, and then waits again or not.
-
-    Lighter than :class:`threading.Event`; to be rung once a condition holds that the one who waits
-    looks at before and after.
-    """
-
-    __slots__ = ("_lock",)
-
-    def __init__(self) -> None:
-        self._lock: Final = _thread.allocate_lock()
-        self._lock.acquire()
-
-    def ring(self) -> None:
-        """End the wait, or the next one. Any thread."""
-        with contextlib.suppress(RuntimeError):  # rung already
-            self._lock.release()
-
-    def wait(self, ready: Callable[[], bool], until: float = math.inf) -> bool:
-        """Wait until ``ready()``, up to a time of the monotonic clock; whether it is ready."""
-        while not ready():
-            if until == math.inf:
-                self._lock.acquire()
-            elif (left := until - time.monotonic()) > 0:
-                self._lock.acquire(timeout=min(left, threading.TIMEOUT_MAX))
-            else:
-                return False
-        return True
 
 
 class PollThread:
@@ -264,27 +233,12 @@ class PollDriver(Conditions):
     def __init__(self, link: Link, thread: PollThread) -> None:
         super().__init__(link)
         self.thread: Final = thread
-        self._bells: Final[list[Bell]] = []
         link.outbox.on_blocked = self._on_blocked
-        link.in_driver = thread.call
         link.in_driver = thread.call
 
     def start(self) -> None:
         """Begin to read."""
         self.thread.do(lambda: self.link.source.listen(self.thread.backend, self._on_readable))
-
-    def wait_until(self, ready: Callable[[], bool], until: float) -> bool:
-        """Where a condition's lock could be left by Ctrl-C, a bell cannot."""
-        bell = Bell()
-        self._bells.append(bell)
-        try:
-            return bell.wait(ready, until)
-        finally:
-            self._bells.remove(bell)
-
-    def wake(self) -> None:
-        for bell in list(self._bells):
-            bell.ring()
 
     def _on_readable(self) -> None:
         self.link.pump()
@@ -302,3 +256,4 @@ class PollDriver(Conditions):
         except (ProcessWorkerIPCError, OSError) as error:
             self.thread.when_writable(fd, None)
             self.link.break_off(as_ipc_error(error))
+        self.link.flushed()
