@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import signal
 import sys
 import time
 import traceback
@@ -191,6 +192,13 @@ class Handle:
         else:
             self.link.fail(self._death())
 
+    def desert(self) -> None:
+        """The loop ends, and sees to nothing any more: kill it, and tell who still waits."""
+        self.process._child.signal_group(signal.SIGKILL)
+        self.process._child.abandon()
+        self.link.fail(WorkerClosedError(f"{self.link.name} was left alone by its event loop"))
+        self.control.close()
+
     def _death(self) -> WorkerDied:
         """The whole story."""
         names = tuple(f"{call.method} (call {call.id})" for call in self.link.calls.values())
@@ -301,6 +309,7 @@ class HasHandle:
     def _started_handle(self) -> Handle:
         if self._handle is None:
             raise UsageError(NOT_STARTED)
+        self._handle.process._check_process()
         return self._handle
 
     def _check_not_started(self) -> None:
@@ -310,9 +319,9 @@ class HasHandle:
     def __repr__(self) -> str:
         if self._handle is None:
             return f"<Worker {self._offers.name} not started>"
-        code = self._handle.process.returncode
-        state = "running" if code is None else f"ended {code}"
-        return f"<Worker {self._offers.name} pid={self._handle.process.pid} {state}>"
+        child = self._handle.process._child
+        state = "running" if child.returncode is None else f"ended {child.returncode}"
+        return f"<Worker {self._offers.name} pid={child.pid} {state}>"
 
 
 NOT_STARTED: Final = (

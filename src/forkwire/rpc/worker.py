@@ -97,6 +97,7 @@ class Worker(HasHandle, Calls):
         :exc:`WorkerDied` and :exc:`WorkerClosedError`.
         """
         link = self._started_handle().link
+        self._ready_caller().check_here()
         link.check_open()
         before = time.monotonic()
         answered = anyio.Event()
@@ -108,8 +109,8 @@ class Worker(HasHandle, Calls):
     # -- start --------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
-        self._check_not_started()
         await anyio.lowlevel.checkpoint()
+        self._check_not_started()
         self._backend = backend = current_backend()
         self._handle = handle = Handle(self._settings, self._offers, backend)
         self._connect(handle, backend)
@@ -157,13 +158,27 @@ class Worker(HasHandle, Calls):
 
     def _on_end(self, error: ProcessWorkerIPCError | None) -> None:
         """Nothing more comes from it: find out why."""
-        if not self._burying:
-            self._burying = True
-            assert self._backend is not None
+        assert self._backend is not None
+        if self._burying:
+            return
+        self._burying = True
+        if self._backend.is_running():
             self._backend.spawn(functools.partial(self._bury, error), "forkwire: death of a worker")
+        else:  # it is closed in another loop
+            self._started_handle().fail(error)
 
     async def _bury(self, error: ProcessWorkerIPCError | None) -> None:
         handle = self._started_handle()
+        try:
+            await self._await_death(handle, error)
+        except BaseException:  # asyncio.run cancels every task at its end, also this one
+            handle.desert()
+            raise
+        if error is None:  # it may have answered before it stopped reading
+            handle.drain()
+        handle.fail(error)
+
+    async def _await_death(self, handle: Handle, error: ProcessWorkerIPCError | None) -> None:
         process = handle.process
         if error is not None:  # it broke the protocol, and is not heard any more
             process.kill()
@@ -173,9 +188,6 @@ class Worker(HasHandle, Calls):
             handle.killed_for = "closed its connection and went on, so it was killed"
             process.kill()
             await process.wait()
-        if error is None:  # it may have answered before it stopped reading
-            handle.drain()
-        handle.fail(error)
 
     # -- the end ------------------------------------------------------------------------------
 
@@ -185,8 +197,8 @@ class Worker(HasHandle, Calls):
         What does not end within the grace is terminated, then killed. Not interrupted by
         cancellation. The worker is reaped in any case. Idempotent.
         """
-        handle = self._handle
-        if handle is not None:
+        if self._handle is not None:
+            handle = self._started_handle()
             await current_backend().uninterrupted(functools.partial(self._close, handle))
 
     async def _close(self, handle: Handle) -> None:
@@ -206,8 +218,8 @@ class Worker(HasHandle, Calls):
                 with anyio.move_on_after(self._settings.grace) as scope:
                     await self._wind_up(handle)
                 late = scope.cancelled_caught
-            except BaseException:
-                handle.process.kill()
+            except BaseException:  # asyncio.run cancels every task at its end, also this one
+                handle.desert()
                 raise
         await self._finish(handle, late=late)
 
