@@ -24,7 +24,8 @@ from ..process.channels import InputChannel, OutputChannel
 from .caller.current import handling as current
 from .exceptions import describing as failures
 from .handlers.handling import find
-from .handlers.lanes import Lane, Lanes
+from .handlers.lane import Lane
+from .handlers.lanes import Lanes
 from .handlers.mailing import Mail
 from .handlers.service import Service
 from .interrupts.control_pipe import ControlPipe

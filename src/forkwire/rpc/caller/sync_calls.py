@@ -11,7 +11,7 @@ from ...errors import UsageError
 from ..data.kinds import Kind
 from ..data.shape import Shape
 from ..handlers.handling import check_kind, progress
-from ..handlers.lanes import LaneCaller, lane_of
+from ..handlers.lane import LaneCaller, lane_of
 from ..links.link import InCall
 from ..telling import context
 from .blocking import BlockingCaller

@@ -14,7 +14,8 @@ import anyio.to_thread
 from ..links.drivers import LoopDriver
 from ..links.link import InCall
 from .handling import find
-from .lanes import Job, Lane, Lanes
+from .lane import Lane
+from .lanes import Job, Lanes
 from .service import Service
 from .tasks import Tasks
 

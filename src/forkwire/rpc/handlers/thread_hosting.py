@@ -8,7 +8,8 @@ from typing import Final
 from ..links.link import InCall
 from ..links.poll_thread import PollDriver
 from .handling import find
-from .lanes import Job, Lane, Lanes
+from .lane import Lane
+from .lanes import Job, Lanes
 from .service import Service
 
 __all__ = ["ThreadHosting"]
