@@ -6,6 +6,7 @@ import importlib
 import logging
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cbor2
 import pytest
 
 import forkwire
@@ -100,7 +102,9 @@ def test_a_fresh_interpreter_has_threads() -> None:
         assert len({str(name) for name in in_threads(lambda n: worker.call("meet", 3), 3)}) == 3
 
 
-@pytest.mark.parametrize("service", [{"add": plain.add}, lambda: None, object()])
+@pytest.mark.parametrize(
+    "service", [{"add": plain.add}, lambda: None, object(), "__main__", "__main__:Thing"]
+)
 def test_what_has_no_name_can_only_be_inherited(service: Any) -> None:
     """A fresh interpreter could not import it."""
     with pytest.raises(forkwire.UsageError):
@@ -254,6 +258,38 @@ def test_descriptors_that_are_none(numbers: str) -> None:
     """What the environment names has to be two pipes."""
     with pytest.raises(forkwire.UsageError, match="no host has started this"):
         standalone.channels(numbers)
+
+
+@pytest.mark.parametrize(
+    ("messages", "status"),
+    [
+        ([[0, {"protocol": [1]}], [12, None]], 0),
+        ([[0, {"protocol": [1]}]], 0),
+        ([[0, {"protocol": [1]}], [7, 1, 1]], 1),
+        ([[0, {"protocol": [2]}]], 1),
+        ([[1, 1]], 1),
+    ],
+)
+@pytest.mark.parametrize("service", ["plain", "calling"])
+def test_the_status_says_whether_the_host_broke_the_protocol(
+    service: str, messages: list[list[object]], status: int, environment: None
+) -> None:
+    """0 at the end of the session or of the input, another one after a fault."""
+    (theirs, ours), (answers, more) = os.pipe(), os.pipe()
+    with subprocess.Popen(
+        [*SERVE, service],
+        pass_fds=[theirs, more],
+        env={**os.environ, "FORKWIRE_FDS": f"{theirs},{more}"},
+    ) as process:
+        os.close(theirs)
+        os.close(more)
+        for message in messages:
+            payload = cbor2.dumps(message)
+            os.write(ours, struct.pack("=i", len(payload)) + payload)
+        os.close(ours)
+        with open(answers, "rb") as file:
+            file.read()
+    assert process.returncode == status
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ class Program:
     def serving(cls, service: object, local: Service | None, threads: int) -> Program:
         """A fresh interpreter that serves ``service``, which has to have a name."""
         name = service if isinstance(service, str) else local.reference if local else None
-        if not isinstance(name, str):
+        if not isinstance(name, str) or name.partition(":")[0] == "__main__":
             raise UsageError(
                 f"{local.name if local else service!r} can only be inherited: a fresh interpreter "
                 'cannot import it. Use start="fork", or give a module'

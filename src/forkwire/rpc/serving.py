@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from ..errors import ForkwireError, ProcessWorkerIPCError, WorkerClosedError
+from ..errors import ForkwireError, PeerError, ProcessWorkerIPCError, WorkerClosedError
 from ..process.backend import BackendName, current_backend
 from ..process.cancelling import Terminated
 from ..process.channels import InputChannel, OutputChannel
@@ -38,6 +38,9 @@ from .telling import logs
 __all__ = ["Start", "serve"]
 
 HIGHEST_LEVEL: Final = 1000
+
+# The exit status after a host that broke the protocol.
+FAULT: Final = 1
 
 ASYNC: Final = ("async", "async_generator")
 
@@ -77,6 +80,8 @@ def _serve(input_: InputChannel, output: OutputChannel, start: Start) -> None:
     link.on_idle = nothing if bridge is None else bridge.flush
     try:
         load_and_serve(link, start, mail)
+        if isinstance(link.over, PeerError):
+            raise SystemExit(FAULT)  # C-46; the host was told why
     finally:
         link.on_idle()
         link.outbox.close()  # SIGTERM may leave a thread that writes, while the channel is closed
