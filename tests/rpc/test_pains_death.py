@@ -75,6 +75,14 @@ async def test_a_call_does_not_hang_when_its_worker_dies(how: str) -> None:
             assert caught.value.returncode == worker.returncode == CODES[how]
 
 
+def test_a_worker_that_lives_or_was_closed_has_not_died() -> None:
+    """There is nothing to tell; nor where it ended because it was asked to."""
+    with sync_worker_of() as worker:
+        assert worker.call("add", 1, 2) == 3
+        assert worker.died is None
+    assert worker.died is None
+
+
 @WAYS
 def test_a_blocking_call_does_not_hang_when_its_worker_dies(how: str) -> None:
     """Without a loop it is the same."""
@@ -259,6 +267,9 @@ async def test_a_death_has_a_reason(capfd: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(WorkerDied) as caught:
             await worker.call("complain_and_die", "the disk is full")
     died = caught.value
+    kept = worker.died
+    assert kept is not None
+    assert (str(kept), kept.in_flight) == (str(died), died.in_flight)
     assert (died.pid, died.returncode, died.exit_code) == (worker.pid, 3, 3)
     assert died.signal_name is None
     assert "the disk is full" in died.stderr_tail

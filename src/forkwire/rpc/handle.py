@@ -282,6 +282,16 @@ class HasHandle:
         return self._started_handle().process.returncode
 
     @property
+    def died(self) -> WorkerDied | None:
+        """All that is known of a bad end; None while it runs, and when it was closed and did end.
+
+        What the calls raised that were in flight.
+        """
+        handle = self._started_handle()
+        over = handle.link.over
+        return over if isinstance(over, WorkerDied) else handle.process.died
+
+    @property
     def name(self) -> str:
         """Of the service."""
         return self._offers.name
