@@ -495,17 +495,17 @@ def test_locks_of_the_standard_library_are_given_back() -> None:
                 things.get()
 
         stuck = 0
-        for call_id in range(1, 301):
+        for call_id in range(1, 101):
             tell("running")
             outcome(lambda: interrupter.run(call_id, use))  # noqa: B023
             stuck += things.mutex.locked()
         return stuck
 
     with Child(body) as child:
-        for call_id in range(1, 301):
+        for call_id in range(1, 101):
             told = child.receive() if call_id == 1 else child.receive_while_cancelling(call_id - 1)
             assert told == "running"
-        assert child.receive_while_cancelling(300) == 0
+        assert child.receive_while_cancelling(100) == 0
 
 
 # -- our own code ---------------------------------------------------------------------------------

@@ -270,7 +270,7 @@ class CollectingSink(Sink):
     """Has a finaliser run in the midst of a write."""
 
     def push(self, parts: Parts = ()) -> bool | None:
-        gc.collect()
+        gc.collect(0)
         return super().push(parts)
 
 
