@@ -303,3 +303,27 @@ def test_misuse_is_explained(arguments: list[str], says: str) -> None:
     assert "usage: forkwire serve SERVICE" in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize("status", [0, 3])
+def test_a_program_that_speaks_no_calls(status: int) -> None:
+    """Its end says what it may lack, whatever its status."""
+    with (
+        pytest.raises(forkwire.WorkerDied, match=r"before it greeted.*3-calls\.md") as caught,
+        blocking.open_worker(command=["sh", "-c", f"exit {status}"]),
+    ):
+        raise AssertionError
+    assert caught.value.returncode == status
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [({"max_message_size": 0}, "4096 bytes at least"), ({"name": 3}, "name is a text")],
+    ids=str,
+)
+def test_settings_that_cannot_work(options: dict[str, Any], says: str) -> None:
+    """They are refused before anything is started."""
+    with pytest.raises(forkwire.UsageError, match=says):
+        blocking.open_worker("plain", **options)
+    with pytest.raises(forkwire.UsageError, match=says):
+        forkwire.open_worker("plain", **options)

@@ -215,6 +215,8 @@ class Handle:
             )
         if self.killed_for:
             died.reason = f"{self.killed_for} (it {died.reason})"
+        elif not self.link.greeted and isinstance(self.settings.target, Program):
+            died.reason += ", before it greeted: does it speak protocol-spec/3-calls.md?"
         died.in_flight = names[:NAMED] + more
         return died
 

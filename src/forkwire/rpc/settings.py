@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any, Final, Literal
 
 from ..errors import UsageError
@@ -19,6 +20,8 @@ __all__ = ["START_TIMEOUT", "Settings", "StartMethod", "settings_of"]
 
 # A service that takes longer to import is hung, or had better say so with start_timeout=.
 START_TIMEOUT: Final = 60.0
+
+LEAST_MESSAGE: Final = 4096  # bytes
 
 StartMethod = Literal["fork", "exec"]
 
@@ -65,7 +68,12 @@ def settings_of(
             'open_worker(command=["node", "plugin.mjs"])'
         )
     check_options(grace, backend, max_message_size)
-    check_others({"start": start, "threads": threads, "start_timeout": start_timeout})
+    check_others({"start": start, "threads": threads, "start_timeout": start_timeout, "name": name})
+    if max_message_size < LEAST_MESSAGE:
+        raise UsageError(
+            f"max_message_size is {LEAST_MESSAGE} bytes at least, not {max_message_size}: greetings "
+            "and errors have to fit"
+        )
     local = None if service is None or isinstance(service, str) else Service.of(service)
     if command is not None:
         target: object = Program.of(command)
@@ -96,6 +104,8 @@ def check_others(given: Mapping[str, Any]) -> None:
         raise UsageError(f"threads is how many functions may run at a time, not {threads!r}")
     if not isinstance(timeout, (int, float)) or not timeout > 0:
         raise UsageError(f"start_timeout is a number of seconds above 0, not {timeout!r}")
+    if not isinstance(given["name"], (str, NoneType)):
+        raise UsageError(f"name is a text that stands in logs and errors, not {given['name']!r}")
 
 
 def name_of(service: object, local: Service | None, command: list[str] | None) -> str:
