@@ -71,8 +71,8 @@ def settings_of(
     check_others({"start": start, "threads": threads, "start_timeout": start_timeout, "name": name})
     if max_message_size < LEAST_MESSAGE:
         raise UsageError(
-            f"max_message_size is {LEAST_MESSAGE} bytes at least, not {max_message_size}: greetings "
-            "and errors have to fit"
+            f"max_message_size is {LEAST_MESSAGE} bytes at least, not {max_message_size}: a "
+            "greeting has to fit"
         )
     local = None if service is None or isinstance(service, str) else Service.of(service)
     if command is not None:
