@@ -224,6 +224,7 @@ def test_ctrl_c(backend: str) -> None:
             [sys.executable, "-c", SCRIPT.format(services=str(SERVICES)), backend],
             stdin=terminal, stdout=terminal, stderr=terminal,
             preexec_fn=take_terminal, start_new_session=True,
+            env={**os.environ, "PYTHON_COLORS": "0"},
         )  # fmt: skip
         os.close(terminal)
         stack.callback(process.kill)
