@@ -8,6 +8,7 @@ import os
 import threading
 import tracemalloc
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -173,7 +174,7 @@ async def test_no_memory_for_a_message(monkeypatch: pytest.MonkeyPatch, waiting:
     announced = size_of(10**6)
     with reading() as (inp, fd):
         with monkeypatch.context() as patch:
-            patch.setattr(framing, "Body", refuse)
+            patch.setattr(framing, "io", SimpleNamespace(BytesIO=refuse))
             if not waiting:
                 os.write(fd, announced)
             async with anyio.create_task_group() as group:

@@ -152,13 +152,6 @@ def checked_limit(size: object) -> int:
     )
 
 
-class Body(io.BytesIO):
-    """Memory that is perhaps still lent out when it is collected, which closing it would mind."""
-
-    def close(self) -> None:
-        """It goes with its owner."""
-
-
 class Decoder:
     """An incremental decoder of one stream.
 
@@ -171,7 +164,7 @@ class Decoder:
     again raises the same error. After the end every question is answered by the same `EndOfFile`.
     """
 
-    __slots__ = ("_body", "_body_view", "_end", "_eof", "_filled", "_held", "_limit", "_over",
+    __slots__ = ("_body", "_end", "_eof", "_filled", "_held", "_limit", "_over",
                  "_refusal", "_room", "_start", "missing")  # fmt: skip
 
     def __init__(self, max_message_size: int = MAX_PAYLOAD_SIZE) -> None:
@@ -179,9 +172,9 @@ class Decoder:
         # Unparsed bytes are _held[_start:_end], and _end is the length of _held.
         self._held = b""
         self._start = self._end = 0
-        # A payload of which a part has come: its own memory, and how much of it is filled.
-        self._body: Body | None = None
-        self._body_view = NOTHING
+        # A payload of which a part has come: its own memory, and how much of it is filled. No view
+        # of it is kept: getvalue() would copy then, and its collection complain.
+        self._body: io.BytesIO | None = None
         self._filled = self.missing = 0
         self._room = NOTHING  # lent out by `buffers`; allocated at the first large message
         self._eof = False
@@ -272,8 +265,8 @@ class Decoder:
         """Where the next bytes belong, in order, for ``os.readv``; then call `received`."""
         if not self._room:
             self._room = memoryview(bytearray(BUFFER_SIZE))
-        if self.missing:
-            return [self._body_view[self._filled :], self._room]
+        if self._body is not None and self.missing:
+            return [self._body.getbuffer()[self._filled :], self._room]
         return [self._room]
 
     def received(self, count: int) -> None:
@@ -293,9 +286,10 @@ class Decoder:
             self._held, self._start, self._end = held, 0, end
 
     def _feed_body(self, data: bytes) -> None:
+        assert self._body is not None
         filled, wants = self._filled, self.missing
         count = min(len(data), wants)
-        self._body_view[filled : filled + count] = data[:count]
+        self._body.getbuffer()[filled : filled + count] = data[:count]
         held = data[count:]
         end = len(held)
         # No call from here on, so that no signal handler can raise half way through.
@@ -309,7 +303,6 @@ class Decoder:
     def _finish(self) -> bytes | EndOfFile:
         """What `message_ready` found: a large message, a bad size, or the end."""
         if self._body is not None and not self.missing:
-            self._body_view = NOTHING  # with a view of it lent out, getvalue() would copy
             message = self._body.getvalue()
             self._body, self._filled = None, 0
             return message
@@ -327,17 +320,16 @@ class Decoder:
         # bytes(size) is zeroed lazily by the system and BytesIO takes it over without a copy, so
         # an announced size costs address space only, and getvalue() returns these very bytes.
         try:
-            body = Body(bytes(size))
+            body = io.BytesIO(bytes(size))
         except MemoryError:
             raise ProcessWorkerIPCError(
                 f"no memory for a message of {size} bytes: lower max_message_size"
             ) from None
-        view = body.getbuffer()
         begin = self._start + HEADER_SIZE
         filled = self._end - begin
-        view[:filled] = memoryview(self._held)[begin:]
+        body.getbuffer()[:filled] = memoryview(self._held)[begin:]
         # No call from here on, so that no signal handler can raise half way through.
-        self._body, self._body_view = body, view
+        self._body = body
         self._filled, self.missing = filled, size - filled
         self._held, self._start, self._end = b"", 0, 0
 
@@ -350,5 +342,5 @@ class Decoder:
         end = len(held)
         # No call from here on, so that no signal handler can raise half way through.
         self._held, self._start, self._end = held, 0, end
-        self._body, self._body_view = None, NOTHING
+        self._body = None
         self._filled = self.missing = 0
