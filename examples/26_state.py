@@ -1,5 +1,6 @@
 """An instance is a service with state: inherited as it is, whatever it holds, and kept there."""
 
+import atexit
 import sqlite3
 
 import anyio
@@ -27,6 +28,7 @@ class Notes:
 
     def __init__(self) -> None:
         self._database = sqlite3.connect(":memory:")
+        atexit.register(self._database.close)  # when the worker ends
         self._database.execute("create table notes (text)")
 
     def add(self, text: str) -> int:
