@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from ...errors import UsageError
 from ...wire.text import clean
 from ..data.shape import Shape
+from ..handlers.handling import check_kind
 from ..handlers.service import Service
 from ..links.link import Link
 
@@ -39,6 +40,21 @@ class Offers:
                 for method, kind in methods.items()
                 if isinstance(method, str) and isinstance(kind, str)
             }
+
+    def look_up(
+        self, function: object, *, streamed: bool
+    ) -> tuple[str, Callable[[Any], Any] | None]:
+        """The name of what is called, and what converts its result, or each item.
+
+        Raises as `find` does, and :exc:`WrongKindError` where it is known to be of the other kind.
+        """
+        name, shape = self.find(function)
+        kind = self.kinds.get(name)
+        if kind is not None:
+            check_kind(name, kind, streamed=streamed)
+        if shape is None:
+            return name, None
+        return name, shape.item if streamed else shape.result
 
     def find(self, function: object) -> tuple[str, Shape | None]:
         """The name of what is called, and its annotations where they are known.

@@ -10,7 +10,7 @@ from typing import Any, Final, ParamSpec, TypeVar, overload
 from ...errors import UsageError
 from ..data.kinds import Kind
 from ..data.shape import Shape
-from ..handlers.handling import check_kind, progress
+from ..handlers.handling import progress
 from ..handlers.lane import LaneCaller, lane_of
 from ..links.link import InCall
 from ..telling import context
@@ -173,11 +173,7 @@ class SyncCalls:
         self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, streamed: bool
     ) -> tuple[Request, str]:
         self._ready_caller()
-        name, shape = self._offers.find(function)
-        kind = self._offers.kinds.get(name)
-        if kind is not None:
-            check_kind(name, kind, streamed=streamed)
-        convert = None if shape is None else shape.item if streamed else shape.result
+        name, convert = self._offers.look_up(function, streamed=streamed)
         return Request(name, args, kwargs, self._options, convert), name
 
 
