@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import signal
 import struct
 import time
 from typing import Any, Final
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+import forkwire
 from forkwire.errors import (
     ForkwireError,
     NegativeSizeError,
@@ -130,6 +132,38 @@ async def test_items_beyond_credit(monkeypatch: pytest.MonkeyPatch) -> None:
                 items.append(item)
                 await anyio.sleep(0.005)
         assert items in ([0, 1, 2, 3], [0, 1, 2, 3][: len(items)])
+
+
+async def test_an_answer_that_never_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that says it byte by byte is killed after the deadline of a call and the grace."""
+
+    def script(child: Child) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        child.say(HELLO)
+        number = child.hear_of(1)[1]
+        for byte in framed([3, number, "y" * 10**6]):
+            child.write(bytes([byte]))
+            time.sleep(0.001)
+
+    errors: list[BaseException] = []
+
+    async def call_beside() -> None:
+        try:
+            await worker.call("f")
+        except forkwire.WorkerDied as error:
+            errors.append(error)
+
+    before = resident()
+    async with scripted(script, monkeypatch, grace=0.1) as worker:
+        async with anyio.create_task_group() as tasks:
+            with anyio.move_on_after(0.1) as scope:
+                tasks.start_soon(call_beside)
+                await worker.call("f")
+            assert scope.cancelled_caught
+        assert "did not stop" in str(errors[0])
+        with pytest.raises(forkwire.WorkerDied):
+            await worker.call("f")
+    assert resident() - before < 20_000_000
 
 
 async def test_a_fault_before_the_greeting(monkeypatch: pytest.MonkeyPatch) -> None:
