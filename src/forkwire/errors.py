@@ -23,10 +23,12 @@
     │   ├── CallCancelledError                    the other side gave it up
     │   ├── DeadlineExceededError (TimeoutError)  its time was over
     │   ├── TooManyCallsError                     more in flight than the other side takes
+    │   ├── PoisonCallError                       workers died of it again and again: refused
     │   └── WorkerClosedError                     the worker was closed, or is closing
     └── WorkerError                               a worker could not start, or ended badly
         ├── WorkerStartError (OSError)            fork or one of its preparations failed
         ├── ForkUnavailableError                  this platform has no fork
+        ├── PoolBrokenError                       a pool's workers ended too often: it gave up
         └── WorkerDied                            it ended with a signal or a non-zero status
 
     ForkThreadsWarning (RuntimeWarning)           forking while other threads run
@@ -57,6 +59,8 @@ __all__ = [
     "PayloadTooLargeError",
     "PayloadTypeError",
     "PeerError",
+    "PoisonCallError",
+    "PoolBrokenError",
     "ProcessWorkerIPCError",
     "ProtocolError",
     "RemoteError",
@@ -237,6 +241,17 @@ class TooManyCallsError(CallError):
     """More calls were in flight than the other side takes. Nothing was run."""
 
 
+class PoisonCallError(CallError):
+    """Workers died of this very call again and again, so a pool does not run it any more.
+
+    ``deaths``: how many. ``__cause__``: the last of them, a :exc:`WorkerDied`.
+    """
+
+    def __init__(self, message: str, deaths: int = 0) -> None:
+        super().__init__(message)
+        self.deaths = deaths
+
+
 class WorkerClosedError(CallError):
     """The worker was closed on this side, or is closing. Nothing was run."""
 
@@ -251,6 +266,13 @@ class WorkerStartError(WorkerError, OSError):
 
 class ForkUnavailableError(WorkerError):
     """The platform has no ``os.fork``."""
+
+
+class PoolBrokenError(WorkerError):
+    """A pool's workers failed or died more often than its policy allows, so it gave up.
+
+    ``__cause__``: the last failure, such as what the initializer raised.
+    """
 
 
 class WorkerDied(WorkerError):

@@ -98,6 +98,8 @@ class Handle:
             self.control,
             logs.host_level() if settings.logging else None,
             limits=settings.limits,
+            initializer=settings.initializer,
+            initargs=settings.initargs,
         )
         options = output.capturing(
             name, settings.grace, settings.limits.message, close_fds=settings.close_fds

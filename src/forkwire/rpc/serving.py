@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import importlib
 import logging
+import operator
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -57,6 +59,8 @@ class Start:
     log_level: int | None = None  # None: logging is left alone
     ask_log_level: bool = False  # the host's greeting says it
     limits: Limits = field(default_factory=Limits)
+    initializer: str | Callable[..., object] | None = None  # or "module:name"
+    initargs: Sequence[object] = ()
 
 
 def serve(input_: InputChannel, output: OutputChannel, start: Start) -> None:
@@ -94,6 +98,7 @@ def load_and_serve(link: Link, start: Start, mail: Mail) -> None:
     try:
         service = Service.of(start.target)
         service.load()
+        initialize(start)
         kinds = service.kinds
     except Terminated:
         raise
@@ -108,6 +113,16 @@ def load_and_serve(link: Link, start: Start, mail: Mail) -> None:
         serve_with_threads(server, start)
     else:
         serve_alone(server)
+
+
+def initialize(start: Start) -> None:
+    """Run the initializer; what it raises is why there is no service."""
+    initializer = start.initializer
+    if isinstance(initializer, str):
+        module, _, path = initializer.partition(":")
+        initializer = operator.attrgetter(path)(importlib.import_module(module))
+    if initializer is not None:
+        initializer(*start.initargs)
 
 
 def hosts_log_level(link: Link) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import NoneType
 from typing import Any, Final, Literal
@@ -38,6 +38,8 @@ class Settings:
     service: Service | None
     host: Service | None
     threads: int
+    initializer: str | Callable[..., object] | None
+    initargs: tuple[object, ...]
     grace: float
     start_timeout: float
     backend: BackendName | None
@@ -50,9 +52,13 @@ def settings_of(
     service: object = None,
     *,
     command: list[str] | None = None,
+    stdio: bool = False,
     host: object = None,
     start: StartMethod | None = None,
     threads: int = 1,
+    preload: Sequence[str] = (),
+    initializer: str | Callable[..., object] | None = None,
+    initargs: Sequence[object] = (),
     name: str | None = None,
     grace: float = DEFAULT_GRACE,
     start_timeout: float = START_TIMEOUT,
@@ -87,6 +93,8 @@ def settings_of(
         service=local,
         host=None if host is None else Service.of(host),
         threads=threads,
+        initializer=initializer,
+        initargs=tuple(initargs),
         grace=grace,
         start_timeout=start_timeout,
         backend=backend,

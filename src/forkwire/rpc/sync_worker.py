@@ -8,7 +8,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Final, Self, TypeVar
 
@@ -35,9 +35,13 @@ def open_worker(
     service: object = None,
     *,
     command: list[str] | None = None,
+    stdio: bool = False,
     host: object = None,
     start: StartMethod | None = None,
     threads: int = 1,
+    preload: Sequence[str] = (),
+    initializer: str | Callable[..., object] | None = None,
+    initargs: Sequence[object] = (),
     name: str | None = None,
     grace: float = DEFAULT_GRACE,
     start_timeout: float = START_TIMEOUT,
@@ -57,9 +61,13 @@ def open_worker(
     settings = settings_of(
         service,
         command=command,
+        stdio=stdio,
         host=host,
         start=start,
         threads=threads,
+        preload=preload,
+        initializer=initializer,
+        initargs=initargs,
         name=name,
         grace=grace,
         start_timeout=start_timeout,

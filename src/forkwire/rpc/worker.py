@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Final, Self
 
@@ -30,9 +31,13 @@ def open_worker(
     service: object = None,
     *,
     command: list[str] | None = None,
+    stdio: bool = False,
     host: object = None,
     start: StartMethod | None = None,
     threads: int = 1,
+    preload: Sequence[str] = (),
+    initializer: str | Callable[..., object] | None = None,
+    initargs: Sequence[object] = (),
     name: str | None = None,
     grace: float = DEFAULT_GRACE,
     start_timeout: float = START_TIMEOUT,
@@ -51,20 +56,25 @@ def open_worker(
     ``host``: what the worker may call here, offered in the same way. ``start``: ``"fork"`` inherits
     this process, the default; ``"exec"`` is a fresh interpreter, for services given by name.
     ``threads``: how many plain functions may run at a time; those in the first can be interrupted,
-    the others end with the worker. ``name``: in logs and errors. ``grace``: seconds that a
-    cancelled call has to stop, and the worker to end, before it is killed. ``start_timeout``:
-    seconds until it has to be there. ``backend``: the loop of async functions, the one that runs
-    here unless given. ``max_message_size``: bytes, in both directions. ``logging``: whether the
-    worker's log records are handled here.
+    the others end with the worker. ``initializer``: what the worker calls with ``initargs`` before
+    it greets, a function or ``"module:name"``; what it raises is raised here. ``name``: in logs and
+    errors. ``grace``: seconds that a cancelled call has to stop, and the worker to end, before it
+    is killed. ``start_timeout``: seconds until it has to be there. ``backend``: the loop of async
+    functions, the one that runs here unless given. ``max_message_size``: bytes, in both directions.
+    ``logging``: whether the worker's log records are handled here.
 
     Raises :exc:`UsageError` for what can never work.
     """
     settings = settings_of(
         service,
         command=command,
+        stdio=stdio,
         host=host,
         start=start,
         threads=threads,
+        preload=preload,
+        initializer=initializer,
+        initargs=initargs,
         name=name,
         grace=grace,
         start_timeout=start_timeout,
