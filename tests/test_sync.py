@@ -6,13 +6,16 @@ What both fronts promise alike is tested in process/test_channels.py.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import random
 import signal
 import struct
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -344,6 +347,42 @@ class Storm:
                     self._over.set()
         finally:
             signal.signal(signal.SIGUSR1, before)
+
+
+def raising_at(number: int) -> Callable[..., None]:
+    """A profiler that raises at the nth moment at which Python would run a signal's handler.
+
+    These are the start of a function and the return from C, as far as this can see.
+    """
+    moments = itertools.count(1)
+
+    def profile(frame: FrameType, event: str, arg: object) -> None:
+        ours = "forkwire" in frame.f_code.co_filename
+        if ours and event in ("call", "c_return") and next(moments) == number:
+            sys.setprofile(None)
+            raise Alarm
+
+    return profile
+
+
+def test_an_exception_at_any_call_of_a_read_loses_nothing() -> None:
+    """Wherever it strikes, the next read has the message, and the channel can be closed."""
+    for number in range(1, 100):
+        with reading() as (inp, fd):
+            write_all(fd, message(b"a") + message(b"b"))
+            raised = False
+            sys.setprofile(raising_at(number))
+            try:
+                assert sync.read_message(inp) == b"a"
+            except Alarm:
+                raised = True
+            finally:
+                sys.setprofile(None)
+            assert sync.read_message(inp) == (b"a" if raised else b"b")
+            inp.close()
+        if not raised:
+            break
+    assert 5 < number < 99
 
 
 @pytest.mark.parametrize("size", [100, 200_000])

@@ -180,13 +180,14 @@ class Source:
         """`take` for a thread with no event loop."""
         if self._reading:
             raise self._busy()
-        self._reading = True
-        self._use.begin()
+        use = self._use
         try:
+            self._reading = use.active = True
             return self._take_blocking(parse)
-        finally:
-            self._reading = False
-            self._use.end()
+        finally:  # with no call: what one raised would take the message with it
+            self._reading = use.active = False
+            if use.then:
+                use.end()
 
     def _take_blocking(self, parse: Callable[[], T | EndOfFile | None]) -> T | EndOfFile:
         # Apart: from 3.13 on "try" does not cover what is raised at the end of a loop's body.

@@ -108,23 +108,26 @@ class Use:
 
     Only when nobody is may the descriptor be closed: its number could be another file's at once.
     No lock: each side first says what it does and then looks what the other one did.
+
+    ``active`` and ``then`` are what `begin` and `end` look at. A signal's handler may raise at the
+    start of any function, so where that may not be these are set and asked in place.
     """
 
-    __slots__ = ("_active", "_then", "_waker")
+    __slots__ = ("_waker", "active", "then")
 
     def __init__(self) -> None:
-        self._active = False
-        self._then: list[Callable[[], None]] = []
+        self.active = False
+        self.then: list[Callable[[], None]] = []
         self._waker: Waker | None = None
 
     def begin(self) -> None:
         """From now on. One at a time."""
-        self._active = True
+        self.active = True
 
     def end(self) -> None:
         """It is over; what waits for that is done."""
-        self._active = False
-        if self._then:
+        self.active = False
+        if self.then:
             self._run()
 
     def wait(self, fd: int, events: int, is_closed: Callable[[], bool]) -> None:
@@ -139,8 +142,8 @@ class Use:
 
     def when_over(self, then: Callable[[], None]) -> None:
         """End the wait, and call ``then``: at once if nobody is inside."""
-        self._then.append(then)
-        if not self._active:
+        self.then.append(then)
+        if not self.active:
             self._run()
             return
         waker = self._waker
@@ -148,9 +151,9 @@ class Use:
             waker.wake()
 
     def _run(self) -> None:
-        while self._then:
+        while self.then:
             try:
-                then = self._then.pop()
+                then = self.then.pop()
             except IndexError:  # another thread was quicker
                 return
             then()

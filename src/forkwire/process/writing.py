@@ -189,13 +189,13 @@ class Sink:
         me = threading.get_ident()
         if self._thread == me:  # we are a signal handler in the midst of it
             raise self._busy()
-        turn = False
+        turn, use = False, self._use
         try:
             # Called from C: in "with lock" (3.14) a signal handler can raise before the block.
             # With no call in between: a handler that writes must see whose turn it is.
             (turn,) = map(self._thread_turn.acquire, (True,))
             self._thread = me
-            self._use.begin()
+            use.active = True
             if self._rest or self._failure is not None:
                 self._finish_blocking()
                 self._raise_failure()
@@ -211,7 +211,9 @@ class Sink:
         finally:
             if turn:
                 try:
-                    self._use.end()
+                    use.active = False
+                    if use.then:
+                        use.end()
                 finally:  # with no call in between, as above
                     self._thread = 0
                     self._thread_turn.release()
