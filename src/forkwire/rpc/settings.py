@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import NoneType
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypedDict
 
 from ..errors import UsageError
 from ..process.backend import BackendName
@@ -16,7 +16,7 @@ from .handlers.service import Service
 from .links.link import Limits
 from .programs import Program
 
-__all__ = ["START_TIMEOUT", "Settings", "StartMethod", "settings_of"]
+__all__ = ["START_TIMEOUT", "Settings", "StartMethod", "WorkerOptions", "settings_of"]
 
 # A service that takes longer to import is hung, or had better say so with start_timeout=.
 START_TIMEOUT: Final = 60.0
@@ -24,6 +24,26 @@ START_TIMEOUT: Final = 60.0
 LEAST_MESSAGE: Final = 4096  # bytes
 
 StartMethod = Literal["fork", "exec"]
+
+
+class WorkerOptions(TypedDict, total=False):
+    """What `open_worker` takes beside the service, for what starts several in the same way."""
+
+    command: list[str] | None
+    stdio: bool
+    host: object
+    start: StartMethod | None
+    threads: int
+    preload: Sequence[str]
+    initializer: str | Callable[..., object] | None
+    initargs: Sequence[object]
+    name: str | None
+    grace: float
+    start_timeout: float
+    backend: BackendName | None
+    max_message_size: int
+    close_fds: bool
+    logging: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,6 +97,7 @@ class Worker(HasHandle, Calls):
         self._settings: Final = settings
         self._offers = Offers(settings.label, settings.service)
         self._backend: Backend | None = None
+        self._own: WorkerCaller | None = None
         self._burying = False
         self._end: anyio.Event | None = None  # its closing, once that has begun
 
@@ -107,7 +108,7 @@ class Worker(HasHandle, Calls):
         :exc:`WorkerDied` and :exc:`WorkerClosedError`.
         """
         link = self._started_handle().link
-        self._ready_caller().check_here()
+        self._own_caller().check_here()
         link.check_open()
         before = time.monotonic()
         answered = anyio.Event()
@@ -138,7 +139,7 @@ class Worker(HasHandle, Calls):
         link.on_end = self._on_end
         if self._settings.host is not None:
             link.accept = Hosting(driver, self._settings.host).take_call
-        self._caller = WorkerCaller(driver, handle)
+        self._caller = self._own = WorkerCaller(driver, handle)
         handle.greet()
         driver.start()
         handle.process._child.when_ended(lambda: backend.run_soon(self._on_exit))
@@ -235,14 +236,18 @@ class Worker(HasHandle, Calls):
 
     async def _wind_up(self, handle: Handle) -> None:
         """Let what was sent be done, and stop what somebody waits for."""
-        assert self._caller is not None
+        caller = self._own_caller()
         calls = handle.say_goodbye()
         for call in calls:
             while not call.ended:
                 handle.interrupt(calls)
                 with anyio.move_on_after(REPEAT):
-                    await self._caller.wait_ended(call)
-        await self._caller.wait_written()
+                    await caller.wait_ended(call)
+        await caller.wait_written()
+
+    def _own_caller(self) -> WorkerCaller:
+        assert self._own is not None
+        return self._own
 
     async def _finish(self, handle: Handle, *, late: bool = False) -> None:
         """Reap it. ``late``: it had its grace already."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import anyio
@@ -21,6 +21,7 @@ from ..telling import context
 from .current import may_wait, new_tree, tree_for_call
 from .pumps import ArgumentPump, is_streamed
 from .requests import NoRoomError, Request, log_unseen, report, streams_in
+from .streams import Stream
 
 __all__ = ["Caller"]
 
@@ -59,11 +60,14 @@ class Caller:
 
     async def notify(self, request: Request) -> None:
         """Send ``request``; what becomes of it is only logged."""
-        call, pumps = await self.begin(request)
+        self.leave(*await self.begin(request))
+
+    def leave(self, call: OutCall, pumps: Sequence[ArgumentPump]) -> None:
+        """Nobody waits for ``call``, which runs all the same."""
         call.expected = False
         self.link.outbox.own()
         backend = self.driver.backend
-        backend.spawn(lambda: self._see_off(call, pumps), f"forkwire: notify {request.method}")
+        backend.spawn(lambda: self._see_off(call, pumps), f"forkwire: notify {call.method}")
 
     async def _see_off(self, call: OutCall, pumps: Sequence[ArgumentPump]) -> None:
         await self.wait_ended(call)
@@ -104,7 +108,14 @@ class Caller:
 
     async def call(self, request: Request) -> Any:
         """The result of ``request``. Raises what the other side answered."""
-        call, pumps = await self.begin(request)
+        return await self.complete(request, *await self.begin(request))
+
+    def stream(self, request: Request) -> Stream[Any]:
+        """The items of ``request``, which is sent when the first is asked for."""
+        return Stream(self, request)
+
+    async def complete(self, request: Request, call: OutCall, pumps: Sequence[ArgumentPump]) -> Any:
+        """The result of ``call``, which was begun for ``request``."""
         on_progress = request.options.on_progress
         try:
             while not call.ended:
@@ -156,9 +167,13 @@ class Caller:
             await self.driver.backend.uninterrupted(pump.ended.wait)
 
     async def begin(
-        self, request: Request, *, credit: int | None = None
+        self,
+        request: Request,
+        *,
+        credit: int | None = None,
+        on_end: Callable[[OutCall], None] | None = None,
     ) -> tuple[OutCall, Sequence[ArgumentPump]]:
-        """Send ``request`` once there is room for it."""
+        """Send ``request`` once there is room for it. ``on_end``: is told when it has ended."""
         link = self.link
         self.check_here()
         await anyio.lowlevel.checkpoint_if_cancelled()
@@ -170,6 +185,7 @@ class Caller:
         def prepare(call: OutCall) -> None:
             if waits and not link.has_room:  # another thread was quicker
                 raise NoRoomError
+            call.on_end = on_end
             for number, iterable in enumerate(streams):
                 pump = ArgumentPump(self.driver, call, number, iterable)
                 pumps.append(pump)

@@ -19,7 +19,7 @@ from .aio import Caller
 from .current import handling
 from .offers import Offers
 from .proxy import proxy
-from .requests import CallOptions, OnProgress, Request
+from .requests import CallOptions, Makes, OnProgress, Request
 from .streams import Stream
 from .typed import StreamedNotCalled, Untyped
 
@@ -35,7 +35,7 @@ UNSET: Final[Any] = object()
 class Calls:
     """Calls to what the other side offers."""
 
-    _caller: Caller | None = None
+    _caller: Makes | None = None
     _offers: Offers
     _options: CallOptions = CallOptions()
 
@@ -100,7 +100,7 @@ class Calls:
         ``options(window=)`` allows. Raises as :meth:`call` does, once iterated.
         """
         request, _ = self._request(function, args, kwargs, streamed=True)
-        return Stream(self._ready_caller(), request)
+        return self._ready_caller().stream(request)
 
     @overload
     async def notify(self, function: str, /, *args: Any, **kwargs: Any) -> None: ...
@@ -143,7 +143,7 @@ class Calls:
         ) -> Any:
             caller = self._ready_caller()
             if kind in ("generator", "async_generator"):
-                return Stream(caller, Request(name, args, kwargs, self._options, shape.item))
+                return caller.stream(Request(name, args, kwargs, self._options, shape.item))
             return self._traced(Request(name, args, kwargs, self._options, shape.result))
 
         return proxy(protocol, invoke, service=self._offers.name, offered=self._offers.kinds)
@@ -167,7 +167,7 @@ class Calls:
         other._options = dataclasses.replace(self._options, **given)
         return other
 
-    def _ready_caller(self) -> Caller:
+    def _ready_caller(self) -> Makes:
         if self._caller is None:
             raise UsageError(
                 "the worker is not started: use it inside `async with open_worker(...) as worker:`"
@@ -217,7 +217,9 @@ class CurrentCall:
         ``done`` of ``total``, in whatever unit; ``text``: at most 4096 characters of it are sent.
         """
         await anyio.lowlevel.checkpoint()
-        await self.host._ready_caller().driver.roomy()
+        caller = self.host._ready_caller()
+        assert isinstance(caller, Caller)  # a handler's host is at the other end of its link
+        await caller.driver.roomy()
         progress(self._call, done, total, text)
 
     def shield(self) -> AbstractContextManager[object]:

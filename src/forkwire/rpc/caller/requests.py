@@ -7,15 +7,19 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ...errors import UsageError, WorkerClosedError
 from ...wire.messages import StreamRef
 from ..links.link import Link, OutCall
 
+if TYPE_CHECKING:
+    from .streams import Stream
+
 __all__ = [
     "DEFAULT_WINDOW",
     "CallOptions",
+    "Makes",
     "NoRoomError",
     "OnProgress",
     "Request",
@@ -76,6 +80,16 @@ class Request:
     def __post_init__(self) -> None:
         timeout = self.options.timeout
         self.deadline = math.inf if timeout is None else time.monotonic() + timeout
+
+
+class Makes(Protocol):
+    """Makes calls in a loop, to one worker or to one of several."""
+
+    async def call(self, request: Request) -> Any: ...
+
+    async def notify(self, request: Request) -> None: ...
+
+    def stream(self, request: Request) -> Stream[Any]: ...
 
 
 class NoRoomError(Exception):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from types import NoneType
 from typing import TYPE_CHECKING, Final, Generic, Self, TypeVar
@@ -29,7 +30,7 @@ class Stream(Generic[T]):
     """
 
     def __init__(self, caller: Caller, request: Request) -> None:
-        self._caller: Final = caller
+        self._caller = caller
         self._request: Final = request
         self._call: OutCall | None = None
         self._pumps: Sequence[ArgumentPump] = ()
@@ -45,7 +46,7 @@ class Stream(Generic[T]):
             raise UsageError("another task is waiting for this stream's next item")
         if self._over:
             raise StopAsyncIteration
-        self._caller.check_here()
+        self._check_here()
         self._busy = True
         try:
             call = self._call or await self._begin()
@@ -61,7 +62,7 @@ class Stream(Generic[T]):
                 return self._take(call)
             self._over = True
         except BaseException:
-            await self._caller.driver.backend.uninterrupted(self._stop)
+            await self._stop()
             raise
         finally:
             self._busy = False
@@ -85,12 +86,18 @@ class Stream(Generic[T]):
         self._call = call
         return call
 
+    def _check_here(self) -> None:
+        self._caller.check_here()
+
     async def _stop(self) -> None:
         self._over = True
         call = self._call
-        if call is None:
-            return
-        call.items.clear()
+        if call is not None:
+            call.items.clear()
+            backend = self._caller.driver.backend
+            await backend.uninterrupted(functools.partial(self._stop_call, call))
+
+    async def _stop_call(self, call: OutCall) -> None:
         try:
             if not call.ended:
                 await self._caller.stop(call)
@@ -104,8 +111,8 @@ class Stream(Generic[T]):
         """
         if self._over:
             return
-        self._caller.check_here()
-        await self._caller.driver.backend.uninterrupted(self._stop)
+        self._check_here()
+        await self._stop()
         if self._call is None:
             return
         error, self._call.error = self._call.error, None

@@ -66,6 +66,7 @@ class OutCall(Arrivals):
         "expected",
         "id",
         "method",
+        "on_end",
         "on_grant",
         "progress",
         "since",
@@ -83,11 +84,15 @@ class OutCall(Arrivals):
         self.expected = True  # somebody waits for it
         self.progress: deque[Progress] = deque(maxlen=KEPT_PROGRESS)
         self.on_grant: dict[int, Callable[[int], None]] = {}
+        self.on_end: Callable[[OutCall], None] | None = None
         self.since = time.monotonic()
 
     def end(self, error: BaseException | None = None) -> None:
         super().end(error)
         self.on_grant = {}  # who sends its arguments knows it: a circle otherwise
+        on_end, self.on_end = self.on_end, None
+        if on_end is not None:
+            on_end(self)
 
     def result(self) -> Any:
         """What it ended with. Raises its error."""

@@ -66,7 +66,8 @@ class Link(Connection):
     ``on_end``: the input has ended, or broke the protocol (the error), and nothing more comes, or
     (None, while more may come) nothing that is sent arrives; it is then for whoever owns the link
     to say what became of the calls in flight, with `fail`. ``on_idle``: the last call that the
-    peer made has ended, or the link has. ``in_driver``: has a function called where the driver
+    peer made has ended, or the link has. ``on_over``: the link is over, and the calls in flight are
+    about to be told. ``in_driver``: has a function called where the driver
     is; set by the driver.
     """
 
@@ -83,6 +84,7 @@ class Link(Connection):
         self.on_hello: Callable[[], None] = nothing
         self.on_goodbye: Callable[[], None] = nothing
         self.on_log: Callable[[Data], None] = lambda record: None
+        self.on_over: Callable[[], None] = nothing
         self._room: Final = Room()
         self._pongs: dict[int, Callable[[], None]] = {}
         self._pings = 0
@@ -118,6 +120,7 @@ class Link(Connection):
             wakes = [*self._room.everybody(), *self._pongs.values()]
             self._pongs.clear()
         self.outbox.close()
+        self.on_over()
         for call in calls:
             call.end(copy.copy(error))
         for peer in peers:
