@@ -1,0 +1,67 @@
+"""Which calls workers die of again and again. No I/O: a driver tells who died, and of what."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import Final
+
+from ..errors import PoisonCallError
+
+__all__ = ["Suspects", "digest_of"]
+
+# Calls that are remembered. What killed no worker for longer than all of these is forgotten.
+MOST_SUSPECTS: Final = 1024
+
+DIGEST_SIZE: Final = 16  # bytes: nobody looks for collisions on purpose
+
+
+def digest_of(method: str, parts: Iterable[bytes | bytearray | memoryview]) -> bytes:
+    """What tells one call from another: its method, and its arguments as they are sent."""
+    name = method.encode("utf-8", "surrogatepass")
+    digest = hashlib.blake2b(len(name).to_bytes(8) + name, digest_size=DIGEST_SIZE)
+    for part in parts:
+        digest.update(part)
+    return digest.digest()
+
+
+class Suspects:
+    """The calls that were in flight when a worker died, until one of the kind succeeds.
+
+    False while there are none: then no digest need be made.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit: Final = limit
+        self._deaths: Final[OrderedDict[bytes, tuple[int, BaseException]]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._deaths)
+
+    def died(self, digest: bytes, error: BaseException) -> int:
+        """A worker died that ran it; how many did so far."""
+        count = self.deaths(digest) + 1
+        self._deaths[digest] = count, error
+        self._deaths.move_to_end(digest)
+        if len(self._deaths) > MOST_SUSPECTS:
+            self._deaths.popitem(last=False)
+        return count
+
+    def succeeded(self, digest: bytes) -> None:
+        """A worker has answered it, if with an error: it is no poison."""
+        self._deaths.pop(digest, None)
+
+    def deaths(self, digest: bytes) -> int:
+        return self._deaths[digest][0] if digest in self._deaths else 0
+
+    def check(self, digest: bytes, method: str) -> None:
+        """Raises :exc:`PoisonCallError` for a call of which as many workers died as may."""
+        count = self.deaths(digest)
+        if count >= self.limit:
+            error = self._deaths[digest][1]
+            raise PoisonCallError(
+                f"{method!r} with these arguments was not run: {count} workers died while they "
+                f"ran it, the last of them: {error}",
+                count,
+            ) from error
