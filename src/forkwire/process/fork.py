@@ -78,6 +78,12 @@ class Ends:
         said = (self.child_stderr, self.child_stdout)
         return [fd for fd in (*read_and_written, *said) if fd >= 0]
 
+    def close(self) -> None:
+        """Nothing comes of it."""
+        self.close_theirs()
+        for fd in self.ours():
+            ownership.close(fd)
+
     def close_theirs(self) -> None:
         """In the host, once there is a worker, or will be none. Idempotent."""
         theirs = self.theirs()

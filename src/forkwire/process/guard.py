@@ -22,7 +22,7 @@ from typing import Final, Protocol
 from ..errors import WorkerStartError
 from . import descriptors, guard_main, ownership, signals
 
-__all__ = ["ensure_guard", "forget", "register", "reserve", "table_copy", "workers"]
+__all__ = ["ensure_guard", "forget", "register", "reserve", "table_copy", "tell", "workers"]
 
 # Starting takes some 10 ms; a machine under heavy load gets this long.
 START_SECONDS: Final = 20.0
@@ -230,6 +230,12 @@ def reserve(worker: Guarded) -> int:
 def register(table: int, slot: int, grace: float) -> None:
     """Tell the guard of this process, a worker."""
     guard_main.write(table, slot, os.getpid(), grace)
+
+
+def tell(slot: int) -> None:
+    """Tell the guard of the process of ``slot``, which is not forked here and has a pid now."""
+    worker = _workers[slot]
+    guard_main.write(_table, slot, worker.pid, worker.grace)
 
 
 def workers() -> list[Guarded]:

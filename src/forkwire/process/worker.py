@@ -124,10 +124,15 @@ class ProcessWorker:
         options: Options,
         backend: Backend,
         sinks: tuple[Sink, Sink] = (to_stdout, to_stderr),
+        make_child: Callable[[float], Child] = Child,
     ) -> None:
         self._pid = os.getpid()
         self._ends = ends = open_ends(options.capture_stderr, options.capture_stdout)
-        self._child = Child(options.grace)
+        try:
+            self._child = make_child(options.grace)
+        except BaseException:
+            ends.close()
+            raise
         if options.capture_stderr:  # else a start costs nothing more than it must
             self._child.count_victims()
         self._input = InputChannel._of_pipe(ends.input, options.max_message_size, backend)
@@ -149,16 +154,20 @@ class ProcessWorker:
             birth = prepare(f, arg, options, self._ends, self._child.slot, mask)
             self._child.born(fork_worker(birth, self._ends))
             self._child.leftovers = birth.input, birth.output
-            self._ends.close_theirs()
-            for relay in (self._stdout, self._stderr):
-                if relay is not None:
-                    relay.label = f"[{label} {self.pid}] " if label else ""
-                    self._child.when_ended(relay.finish)
-                    relay.watch(backend)
+            self._launch(label, backend)
         except OSError as error:
             raise WorkerStartError(
                 error.errno, f"a worker could not be started: {error.strerror}"
             ) from error
+
+    def _launch(self, label: str, backend: Backend) -> None:
+        """It is born: have ``backend`` watch. Raises :exc:`OSError`."""
+        self._ends.close_theirs()
+        for relay in (self._stdout, self._stderr):
+            if relay is not None:
+                relay.label = f"[{label} {self.pid}] " if label else ""
+                self._child.when_ended(relay.finish)
+                relay.watch(backend)
         backend.run_later(self._child.watch_somehow)
 
     @property
