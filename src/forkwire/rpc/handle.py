@@ -14,18 +14,16 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from ..errors import ForkwireError, UsageError, WorkerClosedError, WorkerDied, WorkerStartError
-from ..process.backend import Backend
-from ..process.worker import ProcessWorker, start_worker
+from ..process.worker import ProcessWorker
 from .caller.offers import Offers
 from .exceptions import describing as failures
 from .interrupts.control_pipe import ControlPipe
 from .links.link import Link, OutCall
-from .programs import Program, execute
-from .serving import Start, serve
+from .programs import Program
 from .settings import Settings
-from .telling import logs, output, replaying
+from .telling import logs, replaying
 
-__all__ = ["LAST_GRACE", "REPEAT", "Handle", "HasHandle", "WorkerStatistics"]
+__all__ = ["LAST_GRACE", "REPEAT", "Handle", "HasHandle", "WorkerStatistics", "open_control"]
 
 # A cancel may come where it has to be put off, and is then repeated.
 REPEAT: Final = 0.05  # seconds
@@ -62,22 +60,17 @@ class WorkerStatistics:
 class Handle:
     """The process, the link to it, and what is known of them. Made when the worker is started."""
 
-    def __init__(self, settings: Settings, offers: Offers, backend: Backend) -> None:
-        """Fork. Raises :exc:`WorkerStartError`."""
+    def __init__(
+        self, settings: Settings, offers: Offers, control: ControlPipe, process: ProcessWorker
+    ) -> None:
         self.settings: Final = settings
         self.offers: Final = offers
         self.killed_for = ""
         self.closing = False
         self._names: Final[set[str]] = set()
         self._started: Final = time.monotonic()
-        self.control: Final = open_control()
-        try:
-            self.process: Final = self._fork(backend)
-        except BaseException:
-            self.control.close()
-            raise
-        self.control.started(self.process.pid)
-        process = self.process
+        self.control: Final = control
+        self.process: Final = process
         self.link: Final = Link(
             process.input_channel,
             process.output_channel,
@@ -86,34 +79,6 @@ class Handle:
         )
         if settings.logging:
             self.link.on_log = self._on_log
-
-    def _fork(self, backend: Backend) -> ProcessWorker:
-        settings = self.settings
-        name = settings.backend or backend.name
-        start = Start(
-            settings.target,
-            settings.label,
-            name,
-            settings.threads,
-            self.control,
-            logs.host_level() if settings.logging else None,
-            limits=settings.limits,
-            initializer=settings.initializer,
-            initargs=settings.initargs,
-        )
-        options = output.capturing(
-            name, settings.grace, settings.limits.message, close_fds=settings.close_fds
-        )
-        options.executes = isinstance(settings.target, Program)
-        self.control.lend()
-        return start_worker(
-            execute if options.executes else serve,
-            start,
-            options,
-            label=output.label(settings.label),
-            sinks=output.sinks(trusted=settings.limits.trusted),
-            backend=backend,
-        )
 
     def greet(self) -> None:
         """Say who we are, and what we offer."""

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import NoneType
-from typing import Any, Final, Literal, TypedDict
+from typing import Any, Final, Literal, TypedDict, get_args
 
 from ..errors import UsageError
 from ..process.backend import BackendName
@@ -15,6 +15,7 @@ from ..wire.framing import MAX_PAYLOAD_SIZE
 from .handlers.service import Service
 from .links.link import Limits
 from .programs import Program
+from .references import name_of_function, no_template, reference_of
 
 __all__ = ["START_TIMEOUT", "Settings", "StartMethod", "WorkerOptions", "settings_of"]
 
@@ -23,7 +24,7 @@ START_TIMEOUT: Final = 60.0
 
 LEAST_MESSAGE: Final = 4096  # bytes
 
-StartMethod = Literal["fork", "exec"]
+StartMethod = Literal["template", "fork", "exec"]
 
 
 class WorkerOptions(TypedDict, total=False):
@@ -53,9 +54,11 @@ class Settings:
     ``service``: what is served, as far as its code is here. ``host``: what is offered to it.
     """
 
+    start: StartMethod
     target: object
     label: str
     service: Service | None
+    preload: tuple[str, ...]
     host: Service | None
     threads: int
     initializer: str | Callable[..., object] | None
@@ -101,16 +104,23 @@ def settings_of(
             "greeting has to fit"
         )
     local = None if service is None or isinstance(service, str) else Service.of(service)
+    method = start or "fork"
     if command is not None:
         target: object = Program.of(command)
-    elif start == "exec":
+    elif method == "exec":
         target = Program.serving(service, local, threads)
+    elif method == "template":
+        target = named(service, local)
     else:
         target = local or service
+    if initializer is not None and method == "template":
+        initializer = name_of_function(initializer)
     return Settings(
+        start=method,
         target=target,
         label=name or name_of(service, local, command),
         service=local,
+        preload=tuple(preload),
         host=None if host is None else Service.of(host),
         threads=threads,
         initializer=initializer,
@@ -124,10 +134,24 @@ def settings_of(
     )
 
 
+def named(service: object, local: Service | None) -> str:
+    """What a template imports. Raises :exc:`UsageError` for what it could not."""
+    reason = no_template()
+    if reason:
+        raise UsageError(f'start="template" is not to be had: {reason}. Use start="fork"')
+    found = reference_of(service, local)
+    if found is None:
+        raise UsageError(
+            f"{local.name if local else service!r} can only be inherited: a fresh interpreter "
+            'cannot import it. Use start="fork", or give a module'
+        )
+    return found
+
+
 def check_others(given: Mapping[str, Any]) -> None:
     start, threads, timeout = given["start"], given["threads"], given["start_timeout"]
-    if start not in (None, "fork", "exec"):
-        raise UsageError(f'start is "fork" or "exec", not {start!r}')
+    if start not in (None, *get_args(StartMethod)):
+        raise UsageError(f'start is "template", "fork" or "exec", not {start!r}')
     if not isinstance(threads, int) or threads < 1:
         raise UsageError(f"threads is how many functions may run at a time, not {threads!r}")
     if not isinstance(timeout, (int, float)) or not timeout > 0:

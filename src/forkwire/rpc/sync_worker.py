@@ -14,6 +14,7 @@ from typing import Final, Self, TypeVar
 
 from ..errors import ProcessWorkerIPCError, UsageError
 from ..process.backend import BackendName
+from ..process.steps import run_blocking
 from ..process.worker import DEFAULT_GRACE
 from ..wire.framing import MAX_PAYLOAD_SIZE
 from .caller.offers import Offers
@@ -24,6 +25,7 @@ from .links.drivers import Bell
 from .links.poll_thread import PollDriver, PollThread
 from .links.uninterrupted import Uninterrupted
 from .settings import START_TIMEOUT, Settings, StartMethod, settings_of
+from .starting import start
 from .sync_caller import SyncCaller
 
 __all__ = ["SyncWorker", "WorkerStatistics", "open_worker"]
@@ -133,7 +135,8 @@ class SyncWorker(HasHandle, SyncCalls):
         self._thread = thread = PollThread("worker")
         thread.start()
         try:
-            self._handle = handle = Handle(self._settings, self._offers, thread.backend)
+            starting = start(self._settings, self._offers, thread.backend)
+            self._handle = handle = run_blocking(starting, block.check)
         except BaseException:
             thread.stop()
             raise

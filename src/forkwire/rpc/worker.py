@@ -13,6 +13,7 @@ import anyio.lowlevel
 
 from ..errors import ProcessWorkerIPCError
 from ..process.backend import Backend, BackendName, current_backend
+from ..process.steps import run_in_loop
 from ..process.worker import DEFAULT_GRACE
 from ..wire.framing import MAX_PAYLOAD_SIZE
 from .caller.aio import Caller
@@ -23,6 +24,7 @@ from .handlers.hosting import Hosting
 from .links.drivers import LoopDriver
 from .links.link import OutCall
 from .settings import START_TIMEOUT, Settings, StartMethod, settings_of
+from .starting import start
 
 __all__ = ["Worker", "WorkerStatistics", "open_worker"]
 
@@ -123,7 +125,8 @@ class Worker(HasHandle, Calls):
         await anyio.lowlevel.checkpoint()
         self._check_not_started()
         self._backend = backend = current_backend()
-        self._handle = handle = Handle(self._settings, self._offers, backend)
+        starting = start(self._settings, self._offers, backend)
+        self._handle = handle = await run_in_loop(starting, backend)
         self._connect(handle, backend)
         try:
             await self._greet(handle)

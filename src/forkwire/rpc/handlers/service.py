@@ -16,6 +16,7 @@ Knows of no messages, links or loops.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
@@ -90,6 +91,15 @@ class Service:
         """Make the instance where a class is offered; whatever its constructor raises passes."""
         if self._offer.owner is not None and self._instance is None:
             self._instance = self._offer.owner()
+
+    def warm_up(self) -> None:
+        """Make what is made when a method is first called, as far as that needs no instance."""
+        from ..data import shape  # noqa: F401
+
+        if self._offer.owner is None:
+            for method in self.methods.values():
+                with contextlib.suppress(Exception):  # of an annotation: a call tells
+                    _ = method.shape
 
     def get(self, name: str) -> Method:
         """The method of exactly that name; `MethodNotFoundError` with the near ones if none is."""

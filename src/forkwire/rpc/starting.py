@@ -1,0 +1,124 @@
+"""Starting a worker by any method, and the handle of it: as steps, for both fronts."""
+
+from __future__ import annotations
+
+import base64
+import sys
+from typing import Any, Final
+
+from ..process import template
+from ..process.backend import Backend, BackendName
+from ..process.steps import Steps
+from ..process.template_start import start_from_template
+from ..process.worker import ProcessWorker, start_worker
+from .caller.offers import Offers
+from .data import codec
+from .handle import Handle, open_control
+from .interrupts.control_pipe import ControlPipe
+from .programs import Program, execute
+from .serving import Start, serve
+from .settings import Settings
+from .telling import logs, output
+from .templated import LOOP_MODULES
+
+__all__ = ["retire_template", "start"]
+
+WORK: Final = "forkwire.rpc.templated:work"
+PREPARE: Final = "forkwire.rpc.templated:prepare"
+
+
+def start(settings: Settings, offers: Offers, backend: Backend) -> Steps[Handle]:
+    """Start the worker. Raises :exc:`WorkerStartError`; nothing is left then."""
+    control = open_control()
+    try:
+        if settings.start == "template":
+            process = yield from from_template(settings, control, backend)
+        else:
+            process = forked(settings, control, backend)
+    except BaseException:
+        control.close()
+        raise
+    control.started(process.pid)
+    return Handle(settings, offers, control, process)
+
+
+def forked(settings: Settings, control: ControlPipe, backend: Backend) -> ProcessWorker:
+    name = settings.backend or backend.name
+    given = Start(
+        settings.target,
+        settings.label,
+        name,
+        settings.threads,
+        control,
+        logs.host_level() if settings.logging else None,
+        limits=settings.limits,
+        initializer=settings.initializer,
+        initargs=settings.initargs,
+    )
+    options = output.capturing(
+        name, settings.grace, settings.limits.message, close_fds=settings.close_fds
+    )
+    options.executes = isinstance(settings.target, Program)
+    control.lend()
+    return start_worker(
+        execute if options.executes else serve,
+        given,
+        options,
+        label=output.label(settings.label),
+        sinks=output.sinks(trusted=settings.limits.trusted),
+        backend=backend,
+    )
+
+
+def from_template(
+    settings: Settings, control: ControlPipe, backend: Backend
+) -> Steps[ProcessWorker]:
+    name = settings.backend or backend.name
+    options = output.capturing(
+        name, settings.grace, settings.limits.message, close_fds=settings.close_fds
+    )
+    body, attachments = codec.encode(list(settings.initargs))
+    request = {
+        "service": settings.target,
+        "label": settings.label,
+        "backend": name,
+        "threads": settings.threads,
+        "log_level": logs.host_level() if settings.logging else None,
+        "limit": settings.limits.message,
+        "initializer": settings.initializer,
+        "initargs": [encoded(body), [encoded(each) for each in attachments]],
+    }
+    return start_from_template(
+        recipe_of(settings, name),
+        request,
+        [control.child_fd],
+        options,
+        seconds=settings.start_timeout,
+        label=output.label(settings.label),
+        sinks=output.sinks(trusted=settings.limits.trusted),
+        backend=backend,
+    )
+
+
+def encoded(data: Any) -> str:
+    return base64.b64encode(data).decode()
+
+
+def recipe_of(settings: Settings, backend: BackendName) -> template.Recipe:
+    path, folder = template.sys_path()
+    return template.Recipe(
+        label=str(settings.target),
+        work=WORK,
+        base=LOOP_MODULES[backend],
+        imports=(),
+        prepare=PREPARE,
+        argument=(settings.target, settings.preload, backend),
+        executable=sys.executable,
+        path=path,
+        folder=folder,
+    )
+
+
+def retire_template(settings: Settings, backend: BackendName) -> None:
+    """The next worker is forked from a template that imports the service's code anew."""
+    template.retire(recipe_of(settings, settings.backend or backend))
