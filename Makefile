@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest
 
 CHECKS := check-lint check-format check-mypy check-pyright check-imports
 
-.PHONY: demo test long check $(CHECKS) test-all peers fuzz bench clean
+.PHONY: demo test long check $(CHECKS) test-all peers ssh fuzz bench clean
 
 demo: $(VENV)/.test
 	$(BIN)/forkwire demo
@@ -46,6 +46,10 @@ test-all:
 peers: $(VENV)/.test
 	$(MAKE) -C tests/peers
 	FORKWIRE_PEERS=required $(PYTEST) tests/peers
+
+# Needs Debian's openssh-server: the tests start an sshd of their own, as this user.
+ssh: $(VENV)/.test
+	FORKWIRE_SSH=required $(PYTEST) -m ssh tests/rpc/test_ssh.py
 
 # SECONDS in all, a part for each target. What is found is written to tests/fuzz/findings.
 SECONDS ?= 600

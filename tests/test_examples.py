@@ -11,7 +11,7 @@ import pytest
 
 FOLDER = Path(__file__).parent.parent / "examples"
 EXAMPLES = sorted(FOLDER.glob("[0-9]*.py"))
-BESIDE = ("calc.py", "node")  # what some of them use
+BESIDE = ("calc.py", "far_shell.py", "node")  # what some of them use
 PRINTS = "\n# Prints:\n"
 LIMIT = 50.0  # seconds
 

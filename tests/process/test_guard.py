@@ -49,7 +49,10 @@ class Group:
 
     def __init__(self, script: str) -> None:
         self.process = subprocess.Popen(
-            ["sh", "-c", script], stdout=subprocess.PIPE, start_new_session=True
+            ["sh", "-c", script],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
         )
         self.pid = self.process.pid
         assert self.process.stdout is not None
@@ -287,3 +290,94 @@ def names_imported(node: ast.AST) -> list[str]:
     if isinstance(node, ast.ImportFrom):
         return [node.module or "." * node.level]
     return []
+
+
+# -- of one worker that no host has forked ------------------------------------------------------
+
+
+class Attended:
+    """A guard, the worker that it attends, and the far end of what that reads."""
+
+    def __init__(self, link: str, script: str, grace: float, *interpreter: str) -> None:
+        self.group = Group(script)
+        connection, theirs = socket.socketpair()
+        read_end: int | socket.socket
+        if link == "pipe":
+            read_end, self.far = os.pipe()
+        else:
+            far, read_end = socket.socketpair()
+            self.far = far.detach()
+        number = read_end if isinstance(read_end, int) else read_end.detach()
+        with connection, theirs:
+            numbers = (theirs.fileno(), number)
+            self.guard = subprocess.Popen(
+                [
+                    sys.executable,
+                    *(interpreter or ("-I", "-S")),
+                    str(PROGRAM),
+                    *map(str, numbers),
+                    str(self.group.pid),
+                    str(grace),
+                ],
+                pass_fds=numbers,
+                start_new_session=True,
+            )
+            assert connection.recv(1) == b"+"
+        os.close(number)
+
+    def close(self) -> None:
+        self.guard.kill()
+        self.guard.wait(PATIENCE)
+        self.group.close()
+
+
+@pytest.fixture(params=[(), ("-I", "-S", "-c", WITHOUT_PIDFD)], ids=["", "without pidfd"])
+def attended(request: pytest.FixtureRequest) -> Iterator[Callable[..., Attended]]:
+    made: list[Attended] = []
+
+    def make(link: str, script: str, grace: float) -> Attended:
+        made.append(Attended(link, script, grace, *request.param))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+@pytest.mark.parametrize("link", ["pipe", "socket"])
+def test_a_hang_up_ends_the_group(link: str, attended: Callable[..., Attended]) -> None:
+    """First with SIGTERM, though what was sent before has not been read."""
+    worker = attended(link, MEEK, 0.2)
+    os.write(worker.far, b"not read")
+    os.close(worker.far)
+    assert worker.group.last_words(PATIENCE) == b"cancelled\n"
+    worker.guard.wait(PATIENCE)
+
+
+def test_half_a_hang_up_will_do(attended: Callable[..., Attended]) -> None:
+    """Nobody writes any more, though somebody still reads."""
+    worker = attended("socket", DEAF, 0.2)
+    with socket.socket(fileno=worker.far) as far:
+        far.shutdown(socket.SHUT_WR)
+        worker.group.last_words(PATIENCE)
+
+
+def test_who_ends_by_itself_is_not_told_to(attended: Callable[..., Attended]) -> None:
+    """The grace is for that: SIGTERM comes near its end."""
+    ends = "trap 'echo cancelled' TERM; echo ready; read line; echo by itself"
+    worker = attended("pipe", ends, 4 * PATIENCE)
+    os.close(worker.far)
+    assert worker.group.process.stdin is not None
+    worker.group.process.stdin.close()
+    assert worker.group.last_words(PATIENCE) == b"by itself\n"
+    worker.guard.wait(PATIENCE)
+
+
+def test_a_worker_that_ends_first_takes_its_group_along(attended: Callable[..., Attended]) -> None:
+    """At once, with the link still there; and its guard too."""
+    worker = attended("pipe", LEAVES_A_DEAF_CHILD, 1000.0)
+    worker.group.process.terminate()
+    worker.group.process.wait(PATIENCE)
+    worker.group.last_words(PATIENCE)
+    worker.guard.wait(PATIENCE)
+    os.close(worker.far)

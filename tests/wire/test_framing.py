@@ -431,3 +431,19 @@ def test_a_decoder_that_is_collected_inside_a_message(monkeypatch: pytest.Monkey
     del decoder, cycle
     gc.collect()
     assert printed == []
+
+
+def test_a_decoder_is_restricted_for_a_while() -> None:
+    """Below its own limit, never above; what waits in it is read by the limit of the moment."""
+    decoder = Decoder(10)
+    decoder.restrict(4)
+    for size in (4, 8):
+        decoder.feed(b"".join(frame(b"x" * size)))
+    assert decoder.next_message() == b"xxxx"
+    decoder.lift()
+    assert decoder.next_message() == b"x" * 8
+    decoder.restrict(100)
+    decoder.feed(b"".join(frame(b"x" * 11)))
+    with pytest.raises(SizeLimitError) as caught:
+        decoder.next_message()
+    assert caught.value.limit == 10

@@ -13,6 +13,7 @@ from cyclopts.types import ExistingDirectory
 from cyclopts.validators import Number
 
 from ..process.backend import BackendName
+from ..process.worker import DEFAULT_GRACE
 from .running import USAGE, complain, guarded
 from .terminal import open_console
 
@@ -140,7 +141,9 @@ def serve(
     service: str,
     /,
     *,
+    stdio: Annotated[bool, Parameter(negative="")] = False,
     threads: Annotated[int, Parameter(converter=whole, validator=Number(gte=1))] = 1,
+    grace: Annotated[float, Parameter(validator=Number(gte=0))] = DEFAULT_GRACE,
     backend: BackendName = "asyncio",
 ) -> int:
     """Be a worker of a service: started by a host, over the pipes that FORKWIRE_FDS names.
@@ -149,8 +152,12 @@ def serve(
     ----------
     service
         A module, or a class, object or function in one as module:name.
+    stdio
+        Over stdin and stdout instead, as ssh connects them; prints go to stderr.
     threads
         How many plain functions may run at a time.
+    grace
+        Seconds that it has to end in once its host is gone.
     backend
         The event loop of async functions.
     """

@@ -22,7 +22,16 @@ from typing import Final, Protocol
 from ..errors import WorkerStartError
 from . import descriptors, guard_main, ownership, signals
 
-__all__ = ["ensure_guard", "forget", "register", "reserve", "table_copy", "tell", "workers"]
+__all__ = [
+    "ensure_guard",
+    "forget",
+    "guard_this",
+    "register",
+    "reserve",
+    "table_copy",
+    "tell",
+    "workers",
+]
 
 # Starting takes some 10 ms; a machine under heavy load gets this long.
 START_SECONDS: Final = 20.0
@@ -121,15 +130,20 @@ def started_by(start: Callable[[int, int], None]) -> tuple[int, int]:
         start(theirs, table)
         opened.remove(theirs)
         ownership.close(theirs)
-        if not guard_main.readable(ours, START_SECONDS):
-            raise TimeoutError(errno.ETIMEDOUT, f"it said nothing for {START_SECONDS:.0f} seconds")
-        if os.read(ours, 1) != b"+":
-            raise ChildProcessError(errno.ECHILD, "it ended at once")
+        await_ready(ours)
     except BaseException:
         for fd in opened:
             ownership.close(fd)
         raise
     return ours, table
+
+
+def await_ready(ours: int) -> None:
+    """Wait until the guard behind ``ours`` is there. Raises :exc:`OSError`."""
+    if not guard_main.readable(ours, START_SECONDS):
+        raise TimeoutError(errno.ETIMEDOUT, f"it said nothing for {START_SECONDS:.0f} seconds")
+    if os.read(ours, 1) != b"+":
+        raise ChildProcessError(errno.ECHILD, "it ended at once")
 
 
 def connection() -> tuple[int, ...]:
@@ -154,13 +168,43 @@ def new_table() -> tuple[int, ...]:
 
 
 def execute_guard(theirs: int, table: int) -> None:
-    """Have the interpreter that runs us run the guard.
+    """Have the interpreter that runs us run the guard of this process as a host.
+
+    Raises :exc:`ChildProcessError` where there is none.
+    """
+    execute((theirs, table), str(os.getpid()))
+
+
+def guard_this(link: int, grace: float) -> None:
+    """Have a guard end this process and its group after its ``link`` has hung up, within ``grace``.
+
+    For a worker that no host of ours has forked. Raises :exc:`WorkerStartError`.
+    """
+    try:
+        ours, theirs = ownership.make_owned(connection)
+        try:
+            execute((theirs, link), str(os.getpid()), repr(grace))
+            ownership.close(theirs)
+            theirs = -1
+            await_ready(ours)
+        finally:
+            for fd in (ours, theirs):
+                if fd >= 0:
+                    ownership.close(fd)
+    except OSError as error:
+        raise WorkerStartError(
+            error.errno, f"the guard process could not be started: {error.strerror}"
+        ) from error
+
+
+def execute(given: tuple[int, int], *more: str) -> None:
+    """Have the interpreter that runs us run `guard_main` with these descriptors and arguments.
 
     Raises :exc:`ChildProcessError` where there is none.
     """
     # Other numbers than they have, so that dup2 clears close-on-exec.
-    numbers = [number for number in range(3, 7) if number not in (theirs, table)][:2]
-    arguments = [*map(str, numbers), str(os.getpid())]
+    numbers = [number for number in range(3, 7) if number not in given][:2]
+    arguments = [*map(str, numbers), *more]
     program = Path(guard_main.__file__)
     if not sys.executable or getattr(sys, "frozen", False) or not program.is_file():
         raise ChildProcessError(errno.ECHILD, "there is no interpreter to execute")
@@ -171,7 +215,7 @@ def execute_guard(theirs: int, table: int) -> None:
         ["sh", "-c", DETACH, "sh", sys.executable, "-I", "-S", str(program), *arguments],
         os.environ,
         file_actions=[
-            *((os.POSIX_SPAWN_DUP2, *pair) for pair in zip((theirs, table), numbers, strict=True)),
+            *((os.POSIX_SPAWN_DUP2, *pair) for pair in zip(given, numbers, strict=True)),
             *((os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in range(3)),
         ],
         setsigmask=guard_main.IGNORED,

@@ -7,8 +7,11 @@ or handler inside a worker could do that: a C call that keeps the interpreter's 
 The table is an unlinked file. Each worker writes its own record before ``f`` runs, so that the
 guard has nothing to do as long as the host lives; the host clears it before it reaps the worker.
 
-Runs as ``python -I -S guard_main.py CONNECTION TABLE HOST`` (two descriptors and a pid): standard
-library only, nothing of this package.
+A worker that no host of ours has forked has a guard of its own: it watches the pipe or socket that
+the worker reads, and ends the worker's group once that has hung up.
+
+Runs as ``python -I -S guard_main.py CONNECTION TABLE HOST`` (two descriptors and a pid), or with
+``CONNECTION LINK WORKER GRACE``: standard library only, nothing of this package.
 """
 
 from __future__ import annotations
@@ -29,6 +32,12 @@ POLLED = 0.1  # seconds between looks at what has no descriptor
 # interrupts that: so SIGTERM is sent twice. This many seconds lie in between.
 AGAIN = 0.1
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.01, 0.25  # seconds between looks at workers that were told to end
+
+# Nobody writes to it any more; POLLHUP is told unasked. Never POLLIN: what comes is the worker's.
+HUNG_UP = getattr(select, "POLLRDHUP", 0)
+# A worker whose link has hung up ends by itself. If not, it is told to, this many seconds before
+# its grace is over, or half of it.
+LAST_WORDS = 0.5
 
 _queues: list[object] = []  # kqueues close when they are dropped
 
@@ -178,12 +187,61 @@ def end_workers(workers: dict[int, float]) -> None:
         now = time.monotonic()
 
 
+def wait_for_hang_up(link: int, worker: int) -> None:
+    """Return when ``link`` has hung up, or ``worker`` has ended."""
+    try:
+        worker_fd = open_exit_fd(worker)
+    except ProcessLookupError:
+        return
+    poll = select.poll()
+    poll.register(link, HUNG_UP)
+    if worker_fd >= 0:
+        poll.register(worker_fd, select.POLLIN)
+    while not poll.poll(None if worker_fd >= 0 else POLLED * 1000):
+        if has_ended(worker):
+            return
+
+
+def end_worker(worker: int, since: float, grace: float) -> None:
+    """Its link has hung up: let it end, tell it to, and at the end of its grace kill its group.
+
+    ``since``: when it started; another process may have its number by now.
+    """
+    begun = time.monotonic()
+    pause = SHORTEST_PAUSE
+    for number, when in (
+        (signal.SIGTERM, begun + grace - min(grace / 2, LAST_WORDS)),
+        (signal.SIGKILL, begun + grace),
+    ):
+        while (left := when - time.monotonic()) > 0 and not has_ended(worker):
+            time.sleep(min(pause, left))
+            pause = min(2 * pause, LONGEST_PAUSE)
+        if started(worker) in (since, 0.0):
+            signal_group(worker, number)
+
+
 # The host blocks them until the guard has left its process group.
 IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE)
 
 
 def watch(connection: int, table: int, host: int) -> None:
     """Be the guard of ``host`` until its workers are gone."""
+    get_ready(connection)
+    wait_for_end(host, connection)
+    end_workers(read(table))
+
+
+def attend(connection: int, link: int, worker: int, grace: float) -> None:
+    """Be the guard of one worker until it is gone, which is soon after its ``link`` has hung up."""
+    since = started(worker)
+    get_ready(connection)
+    os.close(connection)
+    wait_for_hang_up(link, worker)
+    end_worker(worker, since, grace)
+
+
+def get_ready(connection: int) -> None:
+    """Leave the group of those that are guarded, and say so."""
     for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, IGNORED)
@@ -191,8 +249,6 @@ def watch(connection: int, table: int, host: int) -> None:
         os.setsid()  # a terminal's hang-up and Ctrl-C are not for us
     os.chdir("/")
     os.write(connection, b"+")  # ready: the host waits for this byte
-    wait_for_end(host, connection)
-    end_workers(read(table))
 
 
 def close_all_but(*kept: int) -> None:
@@ -205,6 +261,9 @@ def close_all_but(*kept: int) -> None:
 
 
 if __name__ == "__main__":
-    numbers = [int(argument) for argument in sys.argv[1:]]
-    close_all_but(*numbers[:2])
-    watch(*numbers)
+    first, second, pid = (int(argument) for argument in sys.argv[1:4])
+    close_all_but(first, second)
+    if sys.argv[4:]:
+        attend(first, second, pid, float(sys.argv[4]))
+    else:
+        watch(first, second, pid)

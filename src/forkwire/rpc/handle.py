@@ -77,6 +77,8 @@ class Handle:
             name=f"worker {process.pid} ({settings.label})",
             limits=settings.limits,
         )
+        if isinstance(settings.target, Program):
+            settings.target.expect(self.link)
         if settings.logging:
             self.link.on_log = self._on_log
 
@@ -101,6 +103,8 @@ class Handle:
         if link.farewell is not None:
             raise failures.rebuild(link.farewell, worker=link.name)
         if link.over is not None:
+            if isinstance(self.settings.target, Program):
+                self.settings.target.explain(link.over)
             raise link.over
         if not link.greeted:
             raise WorkerStartError(

@@ -1,4 +1,7 @@
-"""Workers that are programs of their own: executed, with the two pipes on descriptors 3 and 4."""
+"""Workers that are programs of their own: executed, with the two pipes on descriptors 3 and 4.
+
+Or on 0 and 1, where nothing else gets through: ssh and its like connect those only.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,16 @@ import fcntl
 import os
 import shutil
 import signal
+import struct
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from ..errors import UsageError
+from ..errors import PeerError, UsageError
 from ..process.channels import InputChannel, OutputChannel
 from .handlers.service import Service
+from .links.link import Link
 from .serving import Start
 
 __all__ = ["FDS", "Program", "execute"]
@@ -22,6 +27,9 @@ __all__ = ["FDS", "Program", "execute"]
 # (protocol-spec/3-calls.md).
 FDS: Final = "FORKWIRE_FDS"
 CONTROL: Final = "FORKWIRE_CONTROL_FD"
+
+# A greeting names what is offered, and has no reason to be larger; text read as a size has.
+LARGEST_GREETING: Final = 16 * 1024 * 1024  # bytes
 
 BEYOND: Final = 10  # above what is dealt out
 NONBLOCKING: Final = 5  # the control pipe
@@ -34,9 +42,10 @@ class Program:
     arguments: tuple[str, ...]
     environment: dict[str, str] = field(default_factory=dict)
     controlled: bool = False  # it takes the control pipe too
+    stdio: bool = False  # it speaks over its stdin and stdout
 
     @classmethod
-    def of(cls, command: object) -> Program:
+    def of(cls, command: object, *, stdio: bool = False) -> Program:
         """Raises :exc:`UsageError` for what is no command, or not there."""
         if isinstance(command, (str, bytes)) or not isinstance(command, Sequence) or not command:
             raise UsageError(
@@ -46,7 +55,23 @@ class Program:
         arguments = tuple(os.fspath(part) for part in command)
         if shutil.which(arguments[0]) is None:
             raise UsageError(f"there is no program {arguments[0]!r} that could be run")
-        return cls(arguments)
+        return cls(arguments, stdio=stdio)
+
+    def expect(self, link: Link) -> None:
+        """Before the greeting: what is printed first on stdin and stdout is a size of gigabytes."""
+        if self.stdio:
+            link.source.decoder.restrict(LARGEST_GREETING)
+
+    def explain(self, error: BaseException) -> None:
+        """Add to ``error``, with which it failed to greet, what the reason may be."""
+        if self.stdio and isinstance(error, PeerError):
+            size = getattr(error, "size", None)
+            begins = f" (it begins with {struct.pack('=i', size)!r})" if size else ""
+            error.add_note(
+                f"what {self.arguments[0]} prints on its stdout breaks the session{begins}. With "
+                "ssh that is also what a shell prints at login: `ssh host true` has to print "
+                "nothing"
+            )
 
     @classmethod
     def serving(cls, service: object, local: Service | None, threads: int) -> Program:
@@ -66,20 +91,24 @@ def execute(input_: InputChannel, output: OutputChannel, start: Start) -> None:
     """Become the program. In the forked child."""
     program = start.target
     assert isinstance(program, Program)
-    environment = {**os.environ, **program.environment, FDS: "3,4"}
+    environment = {**os.environ, **program.environment}
+    for name in (FDS, CONTROL):  # a host may itself be a worker
+        environment.pop(name, None)
     ends = [input_.fileno(), output.fileno()]
+    if not program.stdio:
+        environment[FDS] = "3,4"
     if program.controlled and start.control is not None:
         ends.append(start.control.child_fd)
         environment[CONTROL] = "5"
     for number in (signal.SIGTERM, signal.SIGPIPE):
         signal.signal(number, signal.SIG_DFL)
-    keep_from_three(ends)
+    keep(ends, 0 if program.stdio else 3)
     os.execvpe(program.arguments[0], program.arguments, environment)
 
 
-def keep_from_three(ends: Sequence[int]) -> None:
-    """Have ``ends``, blocking as programs expect them, on descriptors 3 and following."""
+def keep(ends: Sequence[int], first: int) -> None:
+    """Have ``ends``, blocking as programs expect them, on descriptors ``first`` and following."""
     copies = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, BEYOND) for end in ends]
-    for number, copy in enumerate(copies, 3):
+    for number, copy in enumerate(copies, first):
         os.set_blocking(copy, number != NONBLOCKING)
         os.dup2(copy, number, inheritable=True)

@@ -32,6 +32,7 @@ from .handlers.mailing import Mail
 from .handlers.service import Service
 from .interrupts.control_pipe import ControlPipe
 from .interrupts.interrupting import Interrupter
+from .interrupts.orders import Orders
 from .links.drivers import Driver, LoopDriver, OwnDriver
 from .links.link import InCall, Limits, Link, nothing
 from .links.poll_thread import PollDriver, PollThread
@@ -94,7 +95,9 @@ def _serve(input_: InputChannel, output: OutputChannel, start: Start) -> None:
 
 def load_and_serve(link: Link, start: Start, mail: Mail) -> None:
     """The service, or why there is none."""
-    interrupter = None if start.control is None else Interrupter(start.control.child_fd)
+    control = start.control
+    interrupter = None if control is None else Interrupter(control.child_fd)
+    orders = Orders(control) if control is not None and control.is_ours else None
     try:
         service = Service.of(start.target)
         service.load()
@@ -106,10 +109,10 @@ def load_and_serve(link: Link, start: Start, mail: Mail) -> None:
         decline(link, error, mail)
         return
     about = {"service": {"name": service.name, "methods": dict(kinds)}, "pid": os.getpid()}
-    server = Server(link, service, interrupter, about, mail)
+    server = Server(link, service, interrupter, about, mail, orders)
     if service.has_async:
         serve_with_loop(server, start)
-    elif start.threads > 1:
+    elif start.threads > 1 or orders is not None:
         serve_with_threads(server, start)
     else:
         serve_alone(server)
@@ -161,12 +164,14 @@ class Server:
         interrupter: Interrupter | None,
         about: dict[str, Any],
         mail: Mail,
+        orders: Orders | None = None,
     ) -> None:
         self.link: Final = link
         self.service: Final = service
         self.interrupter: Final = interrupter
         self.about: Final = about
         self.mail: Final = mail
+        self.orders: Final = orders
 
     def greet(self) -> None:
         """The service is there."""
@@ -181,7 +186,11 @@ class Server:
         """Where plain functions queue."""
         if self.interrupter is not None:
             self.interrupter.on_others = driver.look
-        return Lanes(driver, self.service.name)
+        lanes = Lanes(driver, self.service.name)
+        orders = self.orders
+        if orders is not None:
+            lanes.on_stop = lambda job: orders.stop(job.call.id, lambda: job.over)
+        return lanes
 
     def accept_into(self, accept: Callable[[InCall, Any], None]) -> Callable[[InCall], None]:
         """Take calls that can be run; answer the others."""

@@ -96,6 +96,11 @@ def settings_of(
             'open_worker() takes a service, open_worker("calc"), or a program to run, '
             'open_worker(command=["node", "plugin.mjs"])'
         )
+    if stdio and command is None:
+        raise UsageError(
+            "stdio=True is for programs, open_worker(command=[...], stdio=True): a worker of a "
+            "service has pipes of its own, and its stdout is free to be printed to"
+        )
     check_options(grace, backend, max_message_size)
     check_others({"start": start, "threads": threads, "start_timeout": start_timeout, "name": name})
     if max_message_size < LEAST_MESSAGE:
@@ -106,7 +111,7 @@ def settings_of(
     local = None if service is None or isinstance(service, str) else Service.of(service)
     method = start or "fork"
     if command is not None:
-        target: object = Program.of(command)
+        target: object = Program.of(command, stdio=stdio)
     elif method == "exec":
         target = Program.serving(service, local, threads)
     elif method == "template":

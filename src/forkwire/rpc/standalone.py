@@ -1,6 +1,8 @@
 """``python -m forkwire serve``: a service in an interpreter of its own, started by any host.
 
-The descriptors of the two pipes are in the environment (protocol-spec/3-calls.md).
+The descriptors of the two pipes are in the environment, or they are stdin and stdout
+(protocol-spec/3-calls.md). What a host of ours sees to with a fork, a guard and a control pipe is
+done from here where there is none: on another machine, or beside a host in another language.
 """
 
 from __future__ import annotations
@@ -9,13 +11,15 @@ import contextlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final, NoReturn, get_args
 
 from ..errors import ForkwireError, UsageError
-from ..process import child
+from ..process import child, descriptors, guard
 from ..process.backend import BackendName
 from ..process.cancelling import Termination, listen_in_plain_code
 from ..process.channels import InputChannel, OutputChannel
+from ..process.worker import DEFAULT_GRACE, LONGEST_GRACE
 from .interrupts.control_pipe import ControlPipe
 from .programs import CONTROL, FDS
 from .serving import Start, serve
@@ -25,12 +29,16 @@ __all__ = ["main"]
 
 USAGE: Final = 2  # exit status
 HELP: Final = """\
-usage: forkwire serve SERVICE [--threads N] [--backend asyncio|uvloop|trio]
+usage: forkwire serve SERVICE [--stdio] [--threads N] [--grace SECONDS]
+                              [--backend asyncio|uvloop|trio]
 
 Serve calls to SERVICE, a module or module:name, over the pipes whose descriptors the environment
-variable FORKWIRE_FDS names ("3,4" unless set). Meant to be started by a host:
+variable FORKWIRE_FDS names ("3,4" unless set), or with --stdio over stdin and stdout; what is
+printed goes to stderr then. It ends within the grace (2 seconds) after its host has gone, whatever
+it does. Meant to be started by a host:
 
     open_worker(command=["python", "-m", "forkwire", "serve", "statistics"])
+    open_worker(command=["ssh", "host", "python -m forkwire serve statistics --stdio"], stdio=True)
 """
 
 
@@ -41,10 +49,13 @@ def main(arguments: Sequence[str]) -> NoReturn:
     try:
         listen_in_plain_code(termination, on_main_thread=True)
         print_at_once()
-        start = start_of(arguments)
-        input_, output_ = channels(os.environ.get(FDS, "3,4"))
+        options = options_of(arguments)
+        input_, output_ = take_stdio() if options.stdio else channels(os.environ.get(FDS, "3,4"))
         with contextlib.closing(input_), contextlib.closing(output_):
-            serve(input_, output_, start)
+            control = control_of(os.environ)
+            if control is None:
+                control = be_on_our_own(input_.fileno(), options.grace)
+            serve(input_, output_, start_of(options, control))
         status = 0
     except UsageError as error:
         print(f"forkwire serve: {error}\n\n{HELP}", end="", file=sys.stderr)
@@ -56,15 +67,29 @@ def main(arguments: Sequence[str]) -> NoReturn:
         child.leave(status, termination)
 
 
-def start_of(arguments: Sequence[str]) -> Start:
-    """What the command line says. Raises :exc:`UsageError`."""
-    options: dict[str, str] = {"--threads": "1", "--backend": "asyncio"}
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line says."""
+
+    service: str
+    stdio: bool
+    threads: int
+    backend: BackendName
+    grace: float
+
+
+def options_of(arguments: Sequence[str]) -> Options:
+    """Raises :exc:`UsageError`."""
+    options = {"--threads": "1", "--backend": "asyncio", "--grace": f"{DEFAULT_GRACE:g}"}
     names: list[str] = []
+    stdio = False
     words = iter(arguments)
     for word in words:
         name, equals, value = word.partition("=")
         if name in options:
             options[name] = value if equals else next(words, "")
+        elif word == "--stdio":
+            stdio = True
         elif word.startswith("-"):
             raise UsageError(f"there is no option {word}")
         else:
@@ -76,20 +101,69 @@ def start_of(arguments: Sequence[str]) -> Start:
         raise UsageError(f"--threads is a number, not {threads!r}")
     if backend not in get_args(BackendName):
         raise UsageError(f"--backend is one of {', '.join(get_args(BackendName))}")
+    loop: BackendName = (
+        "trio" if backend == "trio" else "uvloop" if backend == "uvloop" else "asyncio"
+    )
+    return Options(names[0], stdio, int(threads), loop, seconds_of(options["--grace"]))
+
+
+def seconds_of(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= LONGEST_GRACE:
+        raise UsageError(f"--grace is a number of seconds, 0 or more, not {text!r}")
+    return seconds
+
+
+def start_of(options: Options, control: ControlPipe) -> Start:
     return Start(
-        names[0],
-        names[0],
-        "trio" if backend == "trio" else "uvloop" if backend == "uvloop" else "asyncio",
-        int(threads),
-        control_of(os.environ),
+        options.service,
+        options.service,
+        options.backend,
+        options.threads,
+        control,
         ask_log_level=True,
     )
+
+
+def be_on_our_own(link: int, grace: float) -> ControlPipe:
+    """No host of ours is beside: see to our end, and to interrupting functions, from here."""
+    with contextlib.suppress(PermissionError):  # it leads a session, and so a group
+        os.setpgid(0, 0)
+    guard.guard_this(link, grace)
+    return ControlPipe.of_this_process()
 
 
 def control_of(environment: Mapping[str, str]) -> ControlPipe | None:
     """The pipe by which a host of ours interrupts functions, if it gave us one."""
     number = environment.get(CONTROL, "")
     return ControlPipe.inherited(int(number)) if number.isdecimal() else None
+
+
+def take_stdio() -> tuple[InputChannel, OutputChannel]:
+    """Speak over what is stdin and stdout now, and have neither be that any more.
+
+    On descriptors of our own nothing that is printed reaches them, not by C code either: 0 is empty
+    from here on, and 1 is stderr. Raises :exc:`UsageError` where no host is there.
+    """
+    if os.isatty(0) or os.isatty(1):
+        raise UsageError("stdin and stdout are a terminal, and no host that has started this")
+    try:
+        input_fd, output_fd = descriptors.lifted(0, 1)
+    except OSError as error:
+        raise UsageError(f"there is no stdin and stdout to speak over ({error})") from None
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    try:
+        os.dup2(2, 1)
+    except OSError:  # there is no stderr
+        os.dup2(null, 1)
+        os.dup2(null, 2)
+    if null > 2:
+        os.close(null)
+    return channels(f"{input_fd},{output_fd}")
 
 
 def channels(numbers: str) -> tuple[InputChannel, OutputChannel]:

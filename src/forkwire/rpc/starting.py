@@ -58,7 +58,9 @@ def forked(settings: Settings, control: ControlPipe, backend: Backend) -> Proces
     options = output.capturing(
         name, settings.grace, settings.limits.message, close_fds=settings.close_fds
     )
-    options.executes = isinstance(settings.target, Program)
+    if isinstance(settings.target, Program):
+        options.executes = True
+        options.capture_stdout = not settings.target.stdio
     control.lend()
     return start_worker(
         execute if options.executes else serve,

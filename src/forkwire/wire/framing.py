@@ -164,11 +164,11 @@ class Decoder:
     again raises the same error. After the end every question is answered by the same `EndOfFile`.
     """
 
-    __slots__ = ("_body", "_end", "_eof", "_filled", "_held", "_limit", "_over",
+    __slots__ = ("_body", "_end", "_eof", "_filled", "_full_limit", "_held", "_limit", "_over",
                  "_refusal", "_room", "_start", "missing")  # fmt: skip
 
     def __init__(self, max_message_size: int = MAX_PAYLOAD_SIZE) -> None:
-        self._limit = checked_limit(max_message_size)
+        self._limit = self._full_limit = checked_limit(max_message_size)
         # Unparsed bytes are _held[_start:_end], and _end is the length of _held.
         self._held = b""
         self._start = self._end = 0
@@ -180,6 +180,14 @@ class Decoder:
         self._eof = False
         self._over: EndOfFile | None = None  # the end that was answered
         self._refusal: NegativeSizeError | SizeLimitError | None = None
+
+    def restrict(self, size: int) -> None:
+        """Accept no payload above ``size`` bytes, until `lift`."""
+        self._limit = min(size, self._full_limit)
+
+    def lift(self) -> None:
+        """Take back `restrict`."""
+        self._limit = self._full_limit
 
     @property
     def pending(self) -> int:

@@ -58,6 +58,7 @@ class Lanes:
         self.driver: Final = driver
         self.name: Final = name
         self.queue: Final[deque[Job]] = deque()
+        self.on_stop: Callable[[Job], None] = lambda job: None  # what has begun is not wanted
         self._lock: Final = threading.RLock()  # a finaliser may come in between
         self._parked: Final[set[Job]] = set()  # they wait to go on, and have a deadline
 
@@ -131,6 +132,7 @@ class Lanes:
             job.call.link.reply_error(job.call, why_stopped(job.call))
             job.release()
         else:
+            self.on_stop(job)
             self.put(job)
 
     def take(self, tree: str = "") -> Job | None:

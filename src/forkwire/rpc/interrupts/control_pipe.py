@@ -41,6 +41,18 @@ class ControlPipe:
         self._waiting, self._lock = {}, threading.RLock()
         return self
 
+    @classmethod
+    def of_this_process(cls) -> ControlPipe:
+        """Both ends are here: another thread of the worker writes what came as a message."""
+        self = cls()
+        self._pid = os.getpid()
+        return self
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this process itself writes to it."""
+        return self._pid == os.getpid()
+
     def fileno(self) -> int:
         """The worker's end: with ``close_fds`` it is kept where the pipe is in ``arg``."""
         return self.child_fd

@@ -326,6 +326,7 @@ class Link(Connection):
                 f"we speak {VERSION}: update the older of the two"
             )
         self.greeted = True
+        self.source.decoder.lift()
         with self._lock:
             wakes = self._room.everybody()  # it may take more than we could know
         call_each(wakes)
