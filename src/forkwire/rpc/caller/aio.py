@@ -21,7 +21,7 @@ from ..telling import context
 from .current import may_wait, new_tree, tree_for_call
 from .pumps import ArgumentPump, is_streamed
 from .requests import NoRoomError, Request, log_unseen, report, streams_in
-from .streams import Stream
+from .streams import Begun, Stream
 
 __all__ = ["Caller"]
 
@@ -113,6 +113,10 @@ class Caller:
     def stream(self, request: Request) -> Stream[Any]:
         """The items of ``request``, which is sent when the first is asked for."""
         return Stream(self, request)
+
+    async def begin_stream(self, request: Request, credit: int) -> Begun:
+        """Send ``request``, which wants so many items to begin with."""
+        return self, *await self.begin(request, credit=credit)
 
     async def complete(self, request: Request, call: OutCall, pumps: Sequence[ArgumentPump]) -> Any:
         """The result of ``call``, which was begun for ``request``."""

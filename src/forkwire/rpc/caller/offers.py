@@ -23,7 +23,7 @@ class Offers:
 
     def __init__(self, name: str, service: Service | None = None) -> None:
         self.name = name
-        self.service: Final = service
+        self.service = service
         self.kinds: Mapping[str, str] = {} if service is None else service.kinds
 
     def learn(self, link: Link) -> None:
@@ -40,6 +40,11 @@ class Offers:
                 for method, kind in methods.items()
                 if isinstance(method, str) and isinstance(kind, str)
             }
+
+    def renew(self, link: Link) -> None:
+        """The code over there is another now than it was here: its greeting says what it is."""
+        self.service, self.kinds = None, {}
+        self.learn(link)
 
     def look_up(
         self, function: object, *, streamed: bool

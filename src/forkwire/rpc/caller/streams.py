@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from types import NoneType
-from typing import TYPE_CHECKING, Final, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, Protocol, Self, TypeAlias, TypeVar
 
 from ...errors import CallCancelledError, DeadlineExceededError, UsageError
 from ...wire.messages import Credit
@@ -16,9 +16,20 @@ if TYPE_CHECKING:
     from .aio import Caller
     from .pumps import ArgumentPump
 
-__all__ = ["Stream"]
+__all__ = ["Begins", "Begun", "Stream"]
 
 T = TypeVar("T")
+
+# Who makes a call, the call, and its streamed arguments.
+Begun: TypeAlias = "tuple[Caller, OutCall, Sequence[ArgumentPump]]"
+
+
+class Begins(Protocol):
+    """Begins a stream's call, on the one worker or on one of several."""
+
+    def check_here(self) -> None: ...
+
+    async def begin_stream(self, request: Request, credit: int) -> Begun: ...
 
 
 class Stream(Generic[T]):
@@ -29,8 +40,9 @@ class Stream(Generic[T]):
     is sent before the first item is asked for.
     """
 
-    def __init__(self, caller: Caller, request: Request) -> None:
-        self._caller = caller
+    def __init__(self, source: Begins, request: Request) -> None:
+        self._source: Final = source
+        self._caller: Caller  # once it is begun
         self._request: Final = request
         self._call: OutCall | None = None
         self._pumps: Sequence[ArgumentPump] = ()
@@ -46,7 +58,7 @@ class Stream(Generic[T]):
             raise UsageError("another task is waiting for this stream's next item")
         if self._over:
             raise StopAsyncIteration
-        self._check_here()
+        self._source.check_here()
         self._busy = True
         try:
             call = self._call or await self._begin()
@@ -82,12 +94,10 @@ class Stream(Generic[T]):
 
     async def _begin(self) -> OutCall:
         self._outstanding = self._request.options.window
-        call, self._pumps = await self._caller.begin(self._request, credit=self._outstanding)
+        begun = await self._source.begin_stream(self._request, self._outstanding)
+        self._caller, call, self._pumps = begun
         self._call = call
         return call
-
-    def _check_here(self) -> None:
-        self._caller.check_here()
 
     async def _stop(self) -> None:
         self._over = True
@@ -111,7 +121,7 @@ class Stream(Generic[T]):
         """
         if self._over:
             return
-        self._check_here()
+        self._source.check_here()
         await self._stop()
         if self._call is None:
             return

@@ -188,6 +188,12 @@ class Link(Connection):
             raise TooManyCallsError(f"{self.name} takes no calls at all, by its greeting")
 
     @property
+    def is_open(self) -> bool:
+        """Whether calls may still be made."""
+        left = self.session.peer_state is SideState.LEFT
+        return self.over is None and not self.leaving and not left
+
+    @property
     def has_room(self) -> bool:
         """Whether the peer takes one more call now, or `start` says why it never will."""
         return not self.outbox.crowded if self._has_slot else self._takes_no_calls
