@@ -42,6 +42,11 @@ from .wire.framing import MAX_PAYLOAD_SIZE, EndOfFile, WriteOk
 
 if TYPE_CHECKING:
     from . import sync as sync
+    from .pool.calls import PoolCalls
+    from .pool.histogram import Histogram
+    from .pool.policy import Health, Recycle, Restart
+    from .pool.pool import Pool, open_pool
+    from .pool.statistics import MethodStatistics, PoolStatistics
     from .rpc.caller.calls import Calls, CurrentCall, current_call
     from .rpc.caller.streams import Stream
     from .rpc.exceptions.describing import register
@@ -50,15 +55,24 @@ if TYPE_CHECKING:
 
 # The upper layer is imported when it is first used: the base layer works without its packages.
 UPPER = {
-    "Calls": "caller.calls",
-    "CurrentCall": "caller.calls",
-    "Stream": "caller.streams",
-    "Worker": "worker",
-    "WorkerStatistics": "worker",
-    "current_call": "caller.calls",
-    "open_worker": "worker",
-    "propagate": "telling.context",
-    "register": "exceptions.describing",
+    "Calls": "rpc.caller.calls",
+    "CurrentCall": "rpc.caller.calls",
+    "Health": "pool.policy",
+    "Histogram": "pool.histogram",
+    "MethodStatistics": "pool.statistics",
+    "Pool": "pool.pool",
+    "PoolCalls": "pool.calls",
+    "PoolStatistics": "pool.statistics",
+    "Recycle": "pool.policy",
+    "Restart": "pool.policy",
+    "Stream": "rpc.caller.streams",
+    "Worker": "rpc.worker",
+    "WorkerStatistics": "rpc.worker",
+    "current_call": "rpc.caller.calls",
+    "open_pool": "pool.pool",
+    "open_worker": "rpc.worker",
+    "propagate": "rpc.telling.context",
+    "register": "rpc.exceptions.describing",
 }
 
 __all__ = [
@@ -74,20 +88,28 @@ __all__ = [
     "ForkThreadsWarning",
     "ForkUnavailableError",
     "ForkwireError",
+    "Health",
+    "Histogram",
     "InputChannel",
     "InvalidArgumentsError",
     "MethodNotFoundError",
+    "MethodStatistics",
     "NegativeSizeError",
     "OutputChannel",
     "PayloadTooLargeError",
     "PayloadTypeError",
     "PeerError",
     "PoisonCallError",
+    "Pool",
     "PoolBrokenError",
+    "PoolCalls",
+    "PoolStatistics",
     "ProcessWorker",
     "ProcessWorkerIPCError",
     "ProtocolError",
+    "Recycle",
     "RemoteError",
+    "Restart",
     "SizeLimitError",
     "Stream",
     "TooManyCallsError",
@@ -103,6 +125,7 @@ __all__ = [
     "WriteOk",
     "WrongKindError",
     "current_call",
+    "open_pool",
     "open_worker",
     "propagate",
     "read_message",
@@ -118,7 +141,7 @@ def __getattr__(name: str) -> Any:
     module = UPPER.get(name)
     if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".rpc.{module}", __name__), name)
+    value = getattr(importlib.import_module(f".{module}", __name__), name)
     globals()[name] = value
     return value
 

@@ -90,6 +90,11 @@ class Roster:
         return self.phase in OVER
 
     @property
+    def ready(self) -> int:
+        """How many take calls."""
+        return len(self._ready)
+
+    @property
     def idle(self) -> bool:
         """No call waits or is in flight, and no worker is lent."""
         return not self._waiting and not self._working
