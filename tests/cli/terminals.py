@@ -62,8 +62,10 @@ class Terminal:
 
 
 @contextmanager
-def terminal(command: list[str], columns: int = 80, **variables: str) -> Iterator[Terminal]:
-    """Run ``command`` in a terminal that is ``columns`` wide."""
+def terminal(
+    command: list[str], columns: int = 80, cwd: str | None = None, **variables: str
+) -> Iterator[Terminal]:
+    """Run ``command`` in a terminal that is ``columns`` wide, in the folder ``cwd``."""
     variables = {"TERM": "xterm-256color", **variables}
     master, slave = os.openpty()
     termios.tcsetwinsize(slave, (24, columns))
@@ -73,6 +75,7 @@ def terminal(command: list[str], columns: int = 80, **variables: str) -> Iterato
         stdout=slave,
         stderr=slave,
         env=environment(**variables),
+        cwd=cwd,
     )
     os.close(slave)
     try:

@@ -136,6 +136,59 @@ def call(
     )
 
 
+@app.command(name="map")
+def map_(
+    function: str,
+    /,
+    *files: str,
+    workers: Annotated[
+        int | None, Parameter(converter=whole, validator=Number(gte=1, lte=MOST))
+    ] = None,
+    backend: BackendName = "asyncio",
+    timeout: Annotated[float | None, Parameter(validator=Number(gt=0))] = None,
+    content: Annotated[bool, Parameter(negative="")] = False,
+    stdin: Annotated[bool, Parameter(negative="")] = False,
+    unordered: Annotated[bool, Parameter(negative="")] = False,
+    traceback: Annotated[bool, Parameter(negative="")] = False,
+) -> int:
+    """Call a function once for each file, over a pool of workers, with a progress bar.
+
+    forkwire map os.path:getsize *.py
+
+    Each answer is a line of JSON, {"file": ..., "result": ...}, in the order of the files.
+    A file that fails is told on stderr, and the others go on; the exit status is 1 then.
+
+    Parameters
+    ----------
+    function
+        MODULE:FUNCTION; it is called with a file's name.
+    files
+        Their names.
+    workers
+        How many; one for each processor unless given.
+    backend
+        The event loop, here and of the workers' async functions.
+    timeout
+        Seconds for one file; then the function is stopped.
+    content
+        Call the function with what is in the file, as bytes, instead of its name.
+    stdin
+        Take names from standard input too, one a line.
+    unordered
+        Print an answer as soon as it is there.
+    traceback
+        Where the function raises, show where in the worker that was.
+    """
+    if importlib.util.find_spec(backend) is None:
+        return complain(missing(backend), USAGE)
+    if not (files or stdin):
+        return complain("name files to call it for, or --stdin", USAGE)
+    from .mapping import Job, map_files
+
+    job = Job(function, files, stdin, workers, timeout, content, not unordered, traceback)
+    return map_files(job, backend)
+
+
 @app.command
 def serve(
     service: str,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
+from collections.abc import Mapping
 from types import MappingProxyType, TracebackType
 from typing import Final, Self, Unpack
 
@@ -220,6 +221,19 @@ class Pool(PoolCalls):
         error, supervisor.reload_error = supervisor.reload_error, None
         if error is not None:
             raise error
+
+    @property
+    def name(self) -> str:
+        """Of the service."""
+        return self._offers.name
+
+    @property
+    def methods(self) -> Mapping[str, str]:
+        """The kind of each method that its workers offer, by its name, as :attr:`Worker.methods`.
+
+        Empty before the pool is opened where the service is given by its name.
+        """
+        return dict(self._offers.kinds)
 
     def statistics(self) -> PoolStatistics:
         """What it has done so far, and does now."""
