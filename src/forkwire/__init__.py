@@ -37,6 +37,7 @@ from .errors import (
     WrongKindError,
 )
 from .process.channels import InputChannel, OutputChannel, read_message, write_message
+from .process.doctor import ForkRisks, examine_fork
 from .process.worker import ProcessWorker, run
 from .wire.framing import MAX_PAYLOAD_SIZE, EndOfFile, WriteOk
 
@@ -85,6 +86,7 @@ __all__ = [
     "CurrentCall",
     "DeadlineExceededError",
     "EndOfFile",
+    "ForkRisks",
     "ForkThreadsWarning",
     "ForkUnavailableError",
     "ForkwireError",
@@ -125,6 +127,7 @@ __all__ = [
     "WriteOk",
     "WrongKindError",
     "current_call",
+    "examine_fork",
     "open_pool",
     "open_worker",
     "propagate",

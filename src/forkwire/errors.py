@@ -320,7 +320,10 @@ class WorkerDied(WorkerError):
 
 
 class ForkThreadsWarning(RuntimeWarning):
-    """``run`` forked while other threads were running: a lock one of them held stays locked."""
+    """A worker is forked while other threads run: a lock that one of them holds stays locked.
+
+    Says which, where they are, and which locks are held now, as :func:`forkwire.examine_fork` does.
+    """
 
 
 def signal_name(number: int) -> str:

@@ -23,6 +23,7 @@ from ..errors import ChannelOSError, UsageError
 __all__ = [
     "all_open",
     "as_os_error",
+    "busy_c_streams",
     "check",
     "flush_standard_streams",
     "grow_pipe",
@@ -80,6 +81,17 @@ def flush_standard_streams() -> None:
         if libc.ftrylockfile(file) == 0:
             libc.fflush(file)
             libc.funlockfile(file)
+
+
+def busy_c_streams() -> list[str]:
+    """Which of C's stdout and stderr another thread is using now."""
+    busy = []
+    for name, file in zip(("stdout", "stderr"), C_STREAMS, strict=True):
+        if libc.ftrylockfile(file) == 0:
+            libc.funlockfile(file)
+        else:
+            busy.append(name)
+    return busy
 
 
 def all_open() -> set[int]:

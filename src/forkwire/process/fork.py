@@ -10,31 +10,23 @@ import inspect
 import os
 import sys
 import threading
-import time
 import warnings
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from types import FrameType, FunctionType
+from types import FunctionType
 from typing import Any, Final
 
-from ..errors import ForkThreadsWarning, WorkerStartError
-from . import child, descriptors, guard, ownership, reaping, signals
+from ..errors import WorkerStartError
+from . import child, descriptors, doctor, guard, ownership, reaping, signals
 from .backend import BackendName
 from .channels import InputChannel, OutputChannel
 from .loops import loop_descriptors, open_descriptors
 
 __all__ = ["Ends", "Options", "fork_worker", "get_ready", "open_ends", "prepare"]
 
-NAMED_THREADS: Final = 8  # in the warning; the rest are counted
-
-LOOKS: Final = 5  # at threads that Python does not know of
-OUR_THREADS: Final = "forkwire: "  # they share no lock with anybody
-
 CO_COROUTINE: Final = inspect.CO_COROUTINE
 
 NOBODY: Final = -1  # no process has this number
-
-_warned = False
 
 
 @dataclass(slots=True)
@@ -96,7 +88,7 @@ class Ends:
 def get_ready(options: Options) -> None:
     """Streams are flushed, and the guard is there. Raises :exc:`WorkerStartError`."""
     if not options.executes:
-        warn_of_threads()
+        doctor.warn_of_threads()
     descriptors.flush_standard_streams()
     guard.ensure_guard()
     reaping.reap_deserted()
@@ -192,63 +184,8 @@ def is_async(f: Callable[..., object]) -> bool:
 
 def fork_quietly() -> int:
     """``os.fork``, without Python's own warning of threads: ours says more, once."""
-    if sys.version_info < (3, 12) or os_thread_count() < 2:
+    if sys.version_info < (3, 12) or doctor.os_thread_count() < 2:
         return os.fork()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         return os.fork()
-
-
-def os_thread_count() -> int:
-    """The threads of this process, those of C libraries included where that can be known."""
-    try:
-        return len(os.listdir("/proc/self/task"))
-    except OSError:
-        return threading.active_count()
-
-
-def warn_of_threads() -> None:
-    """Once: other threads run, and a lock that one of them holds stays locked in the child."""
-    global _warned
-    if _warned or os_thread_count() < 2:
-        return
-    others, foreign = other_threads()
-    for _ in range(LOOKS):
-        if others or foreign <= 0:
-            break
-        time.sleep(0.001)  # one that has just ended is still listed
-        others, foreign = other_threads()
-    if not others and foreign <= 0:
-        return
-    names = [repr(thread.name) for thread in others[:NAMED_THREADS]]
-    if len(others) > NAMED_THREADS:
-        names.append(f"{len(others) - NAMED_THREADS} more")
-    if foreign > 0:
-        names.append(f"{foreign} not started by Python")
-    _warned = True
-    warnings.warn(
-        f"forking while other threads run ({', '.join(names)}): a lock that one of them holds "
-        "now stays locked in the worker. Start workers before threads, or keep to code in the "
-        "worker that shares no lock with them",
-        ForkThreadsWarning,
-        stacklevel=users_level(),
-    )
-
-
-def users_level() -> int:
-    """How far up the stack, for the function that asks, the first line is that is the user's."""
-    level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and package_of(frame) in ("forkwire", "contextlib"):
-        level, frame = level + 1, frame.f_back
-    return level
-
-
-def package_of(frame: FrameType) -> str:
-    return str(frame.f_globals.get("__name__")).partition(".")[0]
-
-
-def other_threads() -> tuple[list[threading.Thread], int]:
-    """Python's threads but this one and ours, and how many Python does not know of."""
-    running = [thread for thread in threading.enumerate() if thread != threading.current_thread()]
-    others = [thread for thread in running if not thread.name.startswith(OUR_THREADS)]
-    return others, os_thread_count() - 1 - len(running)

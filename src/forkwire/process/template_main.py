@@ -26,7 +26,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
-from . import child, fork, guard_main, ownership, signals, template_wire
+from . import child, doctor, fork, guard_main, ownership, signals, template_wire
 from .template_wire import Message
 
 __all__ = ["main"]
@@ -306,5 +306,5 @@ def other_threads() -> list[str]:
     """The names of all but this one; those that Python does not know of are counted."""
     running = threading.enumerate()
     names = [thread.name for thread in running if thread is not threading.main_thread()]
-    foreign = fork.os_thread_count() - len(running)
+    foreign = doctor.os_thread_count() - len(running)
     return [*names, f"{foreign} not started by Python"] if foreign > 0 else names

@@ -66,7 +66,7 @@ async def run(
 
     Raises :exc:`UsageError` for arguments that cannot work, :exc:`ForkUnavailableError` where
     there is no fork, and :exc:`WorkerStartError` when the system refuses. Warns with
-    :exc:`ForkThreadsWarning`, once, when other threads are running.
+    :exc:`ForkThreadsWarning` of other threads that run, each finding once.
     """
     check_function(f)
     check_options(grace, backend, max_message_size)
