@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from . import sync as sync
     from .pool.calls import PoolCalls
     from .pool.histogram import Histogram
+    from .pool.lease import LentWorker
     from .pool.policy import Health, Recycle, Restart
     from .pool.pool import Pool, open_pool
     from .pool.statistics import MethodStatistics, PoolStatistics
@@ -60,6 +61,7 @@ UPPER = {
     "CurrentCall": "rpc.caller.calls",
     "Health": "pool.policy",
     "Histogram": "pool.histogram",
+    "LentWorker": "pool.lease",
     "MethodStatistics": "pool.statistics",
     "Pool": "pool.pool",
     "PoolCalls": "pool.calls",
@@ -94,6 +96,7 @@ __all__ = [
     "Histogram",
     "InputChannel",
     "InvalidArgumentsError",
+    "LentWorker",
     "MethodNotFoundError",
     "MethodStatistics",
     "NegativeSizeError",

@@ -23,7 +23,8 @@ LIMIT: Final = 20.0
 async def pool_of(service: object = working, **options: Any) -> AsyncIterator[Pool]:
     """A pool, which must not be needed for longer than a test may take."""
     with anyio.fail_after(LIMIT):
-        async with open_pool(service, **{"size": 2, **options}) as pool:
+        options.setdefault("size", 2)
+        async with open_pool(service, **options) as pool:
             yield pool
 
 

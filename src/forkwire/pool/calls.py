@@ -12,7 +12,7 @@ from collections.abc import (
     Iterator,
     Sequence,
 )
-from typing import Any, Final, TypeVar, overload
+from typing import Any, Final, ParamSpec, TypeVar, overload
 
 from ..errors import UsageError
 from ..rpc.caller.calls import Calls
@@ -21,12 +21,14 @@ from ..rpc.caller.typed import StreamedNotCalled, Untyped
 from ..rpc.telling import context
 from .crew import Crew
 from .dispatch import Dispatcher
+from .lease import Lease
 from .mapping import Feed, Results, Rows, rows_of, starred
 from .options import PoolOptions
 from .policy import check_count
 
 __all__ = ["PoolCalls"]
 
+P = ParamSpec("P")
 A = TypeVar("A")
 B = TypeVar("B")
 C = TypeVar("C")
@@ -301,6 +303,50 @@ class PoolCalls(Calls):
             check_here=dispatcher.check_here,
         )
         return Results(feed)
+
+    @overload
+    async def broadcast(self, function: str, /, *args: Any, **kwargs: Any) -> list[Any]: ...
+    @overload
+    async def broadcast(
+        self, function: Callable[P, Untyped], /, *args: P.args, **kwargs: P.kwargs
+    ) -> list[Any]: ...
+    @overload
+    def broadcast(  # type: ignore[overload-overlap]
+        self,
+        function: Callable[P, AsyncIterable[Any] | Iterator[Any]],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> StreamedNotCalled: ...
+    @overload
+    async def broadcast(
+        self, function: Callable[P, Awaitable[R]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> list[R]: ...
+    @overload
+    async def broadcast(
+        self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs
+    ) -> list[R]: ...
+    async def broadcast(  # pyright: ignore[reportInconsistentOverload]
+        self, function: Any, /, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Call ``function`` in every worker that is ready; the results, in the order of their age.
+
+        It waits for no place: in a busy worker it runs beside or after what is in flight, also in
+        one that is lent. A worker that starts later is not told: what all are to have is for an
+        ``initializer``. Raises an :exc:`ExceptionGroup` of all that failed, once all have ended.
+        """
+        request, name = self._request(function, args, kwargs, streamed=False)
+        with context.client_span(self._offers.name, name):
+            return await self._ready_dispatcher().everywhere(request)
+
+    def worker(self, *, fresh: bool = False) -> Lease:
+        """One worker for a block alone: ``async with pool.worker() as worker:``.
+
+        Waits for one that does nothing, in turn with the calls that wait. What the block calls
+        goes to that worker, and nothing else does; what is in flight when the block is left is
+        stopped. ``fresh``: it is replaced afterwards, so that nobody sees what was left in it.
+        """
+        return Lease(self._ready_dispatcher(), self._offers, self._options, fresh=fresh)
 
     # -- what it is made of -------------------------------------------------------------------
 

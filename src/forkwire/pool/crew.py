@@ -5,6 +5,7 @@ Knows nothing of the calls that they run.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import math
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 __all__ = ["Crew"]
 
 clock = time.monotonic
+
+# Turns that others have to begin with their ends when a loop ends.
+LAST_TURNS: Final = 10
 
 
 class Crew:
@@ -75,7 +79,8 @@ class Crew:
             post.start()
 
     def _end(self, action: End) -> None:
-        self.posts[action.member.number].end()
+        if not self._deserted:
+            self.posts[action.member.number].end()
 
     def _kill(self, action: Kill) -> None:
         post = self.posts[action.member.number]
@@ -120,8 +125,11 @@ class Crew:
 
     async def end(self) -> None:
         """Wait until nothing is left of any worker."""
+        if self._deserted:  # nothing is done in the background any more
+            for post in [*self._unburied]:
+                await post.bury()
         await self.until(lambda: self.supervisor.settled)
-        for post in [*self._unburied]:
+        for post in [*self._unburied]:  # those too whose burial was cancelled
             await post.bury()
 
     def desert(self) -> None:
@@ -157,8 +165,23 @@ class Crew:
                     self._changed(supervisor.tick(clock()))
                     await anyio.lowlevel.checkpoint()
         except anyio.get_cancelled_exc_class():  # asyncio.run cancels every task at its end
+            await self._give_turns()
             self.desert()
+            if not supervisor.is_over:
+                self._kill_all()
             raise
+
+    async def _give_turns(self) -> None:
+        """Whoever has opened the pool may be cancelled as well, and about to close it."""
+        with contextlib.suppress(anyio.get_cancelled_exc_class()), anyio.CancelScope(shield=True):
+            for _ in range(LAST_TURNS):
+                await anyio.lowlevel.checkpoint()
+
+    def _kill_all(self) -> None:
+        """Nobody will close the pool, and nothing could be awaited."""
+        self._changed(self.supervisor.close(clock()))
+        for post in [*self._unburied]:
+            post.desert()
 
     @property
     def is_over(self) -> bool:

@@ -30,13 +30,13 @@ from ..rpc.caller.streams import Begun, Stream
 from ..rpc.data import codec
 from .options import retries_of
 from .poison import Suspects, digest_of
+from .states import State
 from .statistics import Counters
 
 if TYPE_CHECKING:
     from ..rpc.links.link import OutCall
     from .crew import Crew
     from .members import Post
-    from .states import Member
 
 __all__ = ["Dispatcher", "Waiter", "Work"]
 
@@ -135,6 +135,46 @@ class Dispatcher:
             except PoisonCallError as error:
                 note(error, deaths)
                 raise
+
+    async def everywhere(self, request: Request) -> list[Any]:
+        """The results of ``request`` from each worker that is ready, in the order of their starts.
+
+        Raises an :exc:`ExceptionGroup` of all that failed, once all have ended.
+        """
+        self.check_here()
+        await anyio.lowlevel.checkpoint_if_cancelled()
+        self._check_open(patient=False)
+        if has_streams(request):
+            raise UsageError(
+                "broadcast() has no streamed arguments: only one worker could have them"
+            )
+        posts = [post for post in self._crew.posts.values() if post.member.state is State.READY]
+        outcomes: dict[Post, Any] = {}
+        failures: list[Exception] = []
+
+        async def one(post: Post) -> None:
+            try:
+                outcomes[post] = await self._call_at(post, request)
+            except Exception as error:
+                failures.append(error)
+
+        async with anyio.create_task_group() as tasks:
+            for post in posts:
+                self.take(post)
+                tasks.start_soon(one, post)
+        if failures:
+            raise ExceptionGroup(
+                f"{request.method} failed in {len(failures)} of {len(posts)} workers", failures
+            )
+        return [outcomes[post] for post in posts if post in outcomes]
+
+    async def _call_at(self, post: Post, request: Request) -> Any:
+        begun = await self.send(post, request, None, clock())
+        if begun is None:
+            await post.over.wait()
+            raise post.gone()
+        caller, call, pumps = begun
+        return await caller.complete(request, call, pumps)
 
     async def notify(self, request: Request) -> None:
         """Send it to some worker; what becomes of it is only logged."""
@@ -253,13 +293,16 @@ class Dispatcher:
 
     def _pick(self, *, alone: bool) -> Post | None:
         member = self._supervisor.pick(alone=alone)
-        return None if member is None else self._take(member, alone=alone)
-
-    def _take(self, member: Member, *, alone: bool = False) -> Post:
+        if member is None:
+            return None
         post = self._crew.posts[member.number]
-        take = self._supervisor.lease if alone else self._supervisor.began
-        self._crew.apply(take(member, clock()))
+        self.take(post, alone=alone)
         return post
+
+    def take(self, post: Post, *, alone: bool = False) -> None:
+        """It is given a call, or lent."""
+        take = self._supervisor.lease if alone else self._supervisor.began
+        self._crew.apply(take(post.member, clock()))
 
     def _relative(self) -> Post | None:
         """For a call made while one of a worker's is handled here: a worker that must not wait.
@@ -272,7 +315,10 @@ class Dispatcher:
             return None
         for post in self._crew.posts.values():
             if post.has_part_in(tree):
-                return self._pick(alone=False) or self._take(post.member)
+                other = self._pick(alone=False)
+                if other is None:
+                    self.take(post)
+                return other or post
         return None
 
     def give_back(self, post: Post, *, alone: bool, fresh: bool = False) -> None:

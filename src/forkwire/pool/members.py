@@ -5,6 +5,7 @@ Knows nothing of the other workers, nor which calls it is given.
 
 from __future__ import annotations
 
+import copy
 import functools
 import os
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -82,6 +83,12 @@ class Post:
         """Whether it takes no calls any more."""
         return not self.link.is_open
 
+    def gone(self) -> BaseException:
+        """What a call raises that came too late."""
+        error = self.link.over
+        assert error is not None
+        return copy.copy(error)
+
     def has_part_in(self, tree: str) -> bool:
         """Whether a call of that tree is in flight between it and us."""
         if not self.is_there:
@@ -131,6 +138,7 @@ class Post:
 
     async def bury(self) -> None:
         """Close it, if it is not closed, and give back all that it had."""
+        self._unwanted = True
         await self.worker.aclose()
         self._watcher.buried(self)
 
@@ -139,6 +147,11 @@ class Post:
         self._own_kill = True
         self.worker._started_handle().killed_for = f"was killed by its pool, since it {reason}"
         self.worker.kill()
+
+    def desert(self) -> None:
+        """The loop ends: kill it."""
+        self._unwanted = True
+        self.worker._started_handle().desert()
 
     def _on_over(self) -> None:
         """Nothing more comes from it; its calls are about to be told."""

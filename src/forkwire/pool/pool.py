@@ -14,7 +14,9 @@ import anyio.lowlevel
 from ..errors import UsageError
 from ..process.backend import current_backend
 from ..rpc.caller.offers import Offers
+from ..rpc.programs import Program
 from ..rpc.settings import Settings, WorkerOptions, settings_of
+from ..rpc.starting import retire_template
 from .calls import PoolCalls
 from .crew import Crew
 from .dispatch import Dispatcher
@@ -208,14 +210,16 @@ class Pool(PoolCalls):
         Raises :exc:`UsageError` for workers that inherit the code from this process.
         """
         crew, supervisor = self._opened(), self._supervisor
-        if not self._plan.settings.is_exec:
+        if crew.settings.start == "fork" and not isinstance(crew.settings.target, Program):
             raise UsageError(
                 "forked workers inherit the code of this process, which stays what it is: to "
-                'reload it, open the pool with start="exec"'
+                'reload it, open the pool with start="template" or start="exec"'
             )
         await crew.until(lambda: not supervisor.reloading)
         # What they offer is what they say, no more what the code here does.
         crew.settings = dataclasses.replace(crew.settings, service=None)
+        if crew.settings.start == "template":
+            retire_template(crew.settings, crew.backend.name)
         crew.ordered(supervisor.reload(clock()))
         await crew.until(lambda: not supervisor.reloading)
         error, supervisor.reload_error = supervisor.reload_error, None

@@ -70,11 +70,6 @@ class Settings:
     logging: bool
     limits: Limits
 
-    @property
-    def is_exec(self) -> bool:
-        """Whether each worker is a fresh program, with the code as it is then."""
-        return isinstance(self.target, Program)
-
 
 def settings_of(
     service: object = None,
