@@ -106,7 +106,7 @@ async def fan_out(name: str, n: int) -> int:
 
 async def limit_calls(n: int) -> None:
     """As if the host had said that it takes no more than so many calls."""
-    current_call().host._ready_caller().link.session.peer_calls = n
+    current_call()._call.link.session.peer_calls = n
 
 
 async def hop(n: int, there: str, back: str) -> int:
@@ -404,7 +404,7 @@ async def test_many_calls_to_the_host_at_once(api: Api) -> None:
 async def test_more_calls_to_the_host_than_it_takes(api: Api) -> None:
     """A handler's calls wait for the limit too, nested ones included."""
     async with worker_of(SERVICE, host=api) as worker:
-        worker._ready_caller().link.session.peer_calls = 5
+        worker._own_caller().link.session.peer_calls = 5
         assert await worker.call("limit_calls", 5) is None
         assert await worker.call("fan_out", "square", 100) == sum(n * n for n in range(100))
         assert await worker.call("fan_out", "nap_and_add", 40) == sum(range(1, 41))
@@ -487,7 +487,7 @@ async def test_a_worker_that_dies_cancels_what_it_asked_for(
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(call)
-            await until(lambda: worker._ready_caller().link.peers)
+            await until(lambda: worker._own_caller().link.peers)
             worker.kill()
         await until(lambda: api.closed == 1)
 
@@ -570,9 +570,9 @@ async def test_progress_in_order(service: Any, function: str) -> None:
 async def test_progress_that_nobody_wants_is_not_sent(service: Any, function: str) -> None:
     """Only who asks for it gets it."""
     async with worker_of(service) as worker:
-        before = worker._ready_caller().link.statistics["received"]
+        before = worker._own_caller().link.statistics["received"]
         assert await worker.call(function, 20) == 20
-        assert worker._ready_caller().link.statistics["received"] == before + 1
+        assert worker._own_caller().link.statistics["received"] == before + 1
 
 
 @kinds("report_forever")

@@ -280,7 +280,7 @@ async def test_deadlines_travel(function: str) -> None:
 async def test_the_other_side_keeps_deadlines_too() -> None:
     """Where the caller's loop is late, the handler has been stopped in time."""
     async with worker_of() as worker:
-        link = worker._ready_caller().link
+        link = worker._own_caller().link
         call = link.start("nap_shielded", [0], {}, {"timeout": 0.05})
         await until(lambda: call.ended)
         assert isinstance(call.error, DeadlineExceededError)

@@ -63,7 +63,7 @@ def touch(path: str) -> None:
 
 def limited(worker: Worker, calls: int) -> None:
     """As if the worker had said that it takes no more than so many calls."""
-    worker._ready_caller().link.session.peer_calls = calls
+    worker._own_caller().link.session.peer_calls = calls
 
 
 async def test_callers_wait_for_the_limit() -> None:
@@ -120,7 +120,7 @@ async def test_a_turn_given_to_one_that_gave_up_is_passed_on() -> None:
     """A caller that is woken and cancelled in the same moment wakes the next."""
     async with worker_of() as worker:
         limited(worker, 1)
-        link = worker._ready_caller().link
+        link = worker._own_caller().link
         done: list[int] = []
         scope = anyio.CancelScope()
 

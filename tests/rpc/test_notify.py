@@ -58,7 +58,7 @@ async def test_what_is_known_here_is_raised_here() -> None:
         with pytest.raises(ValueEncodeError):
             await worker.notify("echo", calling.Odd())
         worker.kill()
-        await until(lambda: worker._ready_caller().link.over)
+        await until(lambda: worker._own_caller().link.over)
         with pytest.raises(WorkerDied):
             await worker.notify("count_run")
 
