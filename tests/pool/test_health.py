@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-
 from forkwire.pool.policy import Health
 
 from .support_core import Desk, opened
@@ -88,22 +86,3 @@ def test_a_call_that_ends_is_a_sign_of_life() -> None:
         desk.advance(14)
         desk.finish(desk.begin())
     assert not desk.pings
-
-
-@pytest.mark.parametrize("pinged_before", [False, True])
-def test_a_notification_excuses_until_it_is_over(pinged_before: bool) -> None:
-    """Of its end nobody hears, but for a pong of later; from then on silence counts again."""
-    desk = watched()
-    (member,) = desk.running
-    if pinged_before:
-        desk.advance(15)
-        assert desk.pings
-    desk.apply(desk.core.notified(member, desk.now))
-    if pinged_before:  # it answers this one, and runs the notification then
-        desk.pong(member)
-    desk.advance(1000)
-    assert desk.pings
-    assert not desk.killed
-    desk.pong(member)
-    desk.advance(26)
-    assert member in desk.killed

@@ -51,7 +51,7 @@ def test_the_first_workers_start_together() -> None:
     desk.start()
     assert desk.core.phase is Phase.OPENING
     desk.start()
-    assert desk.core.phase is Phase.OPEN
+    assert desk.core.phase.name == "OPEN"
     assert not desk.starting
 
 
@@ -163,7 +163,8 @@ def test_no_more_work_at_a_time_than_the_pool_is_large() -> None:
 def test_calls_that_wait_start_workers() -> None:
     """As many as have room for them, up to the most."""
     desk = opened(least=1, most=4, capacity=2)
-    desk.begin(), desk.begin()
+    desk.begin()
+    desk.begin()
     desk.wait(1)
     assert len(desk.starting) == 1
     desk.wait(2)
@@ -216,6 +217,23 @@ def test_a_pool_that_is_made_larger_grows() -> None:
     desk = opened(least=1, most=1)
     desk.apply(desk.core.resize(3, 4, desk.now))
     assert len(desk.starting) == 2
+    desk.start()
+    assert not desk.core.is_filled
+    desk.start()
+    assert desk.core.is_filled
+
+
+def test_places_that_stay_empty_are_not_waited_for() -> None:
+    """A temporary worker that cannot start will never be ready, nor will any when all drains."""
+    desk = opened(least=1, most=1, restart=Restart(kind="temporary"))
+    desk.apply(desk.core.resize(2, 2, desk.now))
+    desk.fail()
+    assert desk.core.is_filled
+    other = opened(least=1, most=1)
+    other.apply(other.core.resize(2, 2, other.now))
+    other.begin()
+    other.apply(other.core.drain(other.now))
+    assert other.core.is_filled
 
 
 def test_a_pool_that_is_made_smaller_lets_the_idle_go_first() -> None:

@@ -162,13 +162,6 @@ class Pool(RuleBasedStateMachine):
         self.desk.release(member, fresh=fresh)
         self.hand_out()
 
-    @precondition(lambda self: self.desk.running)
-    @rule(index=which)
-    def notify(self, index: int) -> None:
-        member = self.desk.running[index % len(self.desk.running)]
-        if member.state is State.READY and member.begun < member.most_calls - 1:
-            self.desk.apply(self.core.notified(member, self.desk.now))
-
     # -- workers ------------------------------------------------------------------------------
 
     @precondition(lambda self: self.desk.starting)

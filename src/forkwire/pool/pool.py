@@ -200,7 +200,7 @@ class Pool(PoolCalls):
         check_size(least, most)
         crew, supervisor = self._opened(), self._supervisor
         crew.ordered(supervisor.resize(least, most, clock()))
-        await crew.until(lambda: supervisor.is_over or supervisor.ready >= supervisor.least)
+        await crew.until(lambda: supervisor.is_filled)
 
     async def reload(self) -> None:
         """Replace all workers by such as run the code as it is now, and lose no call.

@@ -14,8 +14,7 @@ __all__ = ["Pulse"]
 class Pulse:
     """The health of a pool's workers.
 
-    ``answers``: whether a worker can answer while it runs a call. Where it cannot, it is not judged
-    while it runs one, or may run a notification, of whose end nobody hears.
+    ``answers``: whether a worker can answer while it runs a call. If not, it is not judged then.
     """
 
     def __init__(self, policy: Health) -> None:
@@ -33,9 +32,8 @@ class Pulse:
         """It is time: ping it, or judge it by the ping that it has not answered."""
         before, member.pinged = member.pinged, now
         if before is None:
-            member.excused, member.notified = member.notified, False
             return Ping(member)
-        if not self.answers and (member.in_flight or member.excused or member.notified):
+        if member.in_flight and not self.answers:
             return None
         reason = f"did not answer a ping for {self.policy.timeout:g} s"
         if self.policy.unresponsive == "warn":
@@ -51,5 +49,4 @@ class Pulse:
     def ponged(self, member: Member, now: float) -> None:
         """It answered the ping."""
         member.pinged = None
-        member.excused = False
         member.ping_at = now + self.interval

@@ -95,6 +95,12 @@ class Roster:
         return len(self._ready)
 
     @property
+    def is_filled(self) -> bool:
+        """As many take calls as are always to do so, or no more will."""
+        opens = self.phase in (Phase.OPENING, Phase.OPEN)
+        return not opens or self.ready >= self.least - self._given_up
+
+    @property
     def idle(self) -> bool:
         """No call waits or is in flight, and no worker is lent."""
         return not self._waiting and not self._working

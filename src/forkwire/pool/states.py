@@ -102,9 +102,6 @@ class Member:
     ping_at: float = math.inf
     pinged: float | None = None
     hung: bool = False
-    # It may run a notification, of whose end nobody hears; so it did when the ping was sent.
-    notified: bool = False
-    excused: bool = False
 
     @property
     def works(self) -> bool:

@@ -158,7 +158,7 @@ class Supervisor(Roster):
         return self._settle(now)
 
     def began(self, member: Member, now: float) -> list[Action]:
-        """A call was given to it."""
+        """A call or a notification was given to it."""
         assert member.works or member.state is State.READY, member
         if not member.works and member.state is not State.GONE:
             self._working += 1
@@ -188,12 +188,6 @@ class Supervisor(Roster):
             self.recycled += 1
             return self._settle(now)
         return self._rested(member)
-
-    def notified(self, member: Member, now: float) -> list[Action]:
-        """A notification was given to it."""
-        member.begun += 1
-        member.notified = True
-        return self._see_limit(member, now)
 
     def lease(self, member: Member, now: float) -> list[Action]:
         """It is lent to one task alone."""
