@@ -127,7 +127,7 @@ async def scripted(
         script(Child(input_.fileno(), output.fileno()))
         os._exit(0)
 
-    patch.setattr("forkwire.rpc.handle.serve", serve)
+    patch.setattr("forkwire.rpc.starting.serve", serve)
     options = {"grace": 0.3, "start_timeout": 5, **options}
     with anyio.fail_after(LIMIT):
         async with open_worker(dict(OFFERED), **options) as worker:
@@ -147,7 +147,7 @@ def blocking_scripted(
         script(Child(input_.fileno(), output.fileno()))
         os._exit(0)
 
-    patch.setattr("forkwire.rpc.handle.serve", serve)
+    patch.setattr("forkwire.rpc.starting.serve", serve)
     options = {"grace": 0.3, "start_timeout": 5, **options}
     with sync.open_worker(dict(OFFERED), **options) as worker:
         yield worker
