@@ -14,27 +14,39 @@ from .process.channels import InputChannel, OutputChannel, wrong_end
 from .wire.framing import Buffer, EndOfFile, WriteOk, encode_int, frame
 
 if TYPE_CHECKING:
+    from .pool.sync_calls import SyncLentWorker, SyncPoolCalls, SyncResults
+    from .pool.sync_pool import SyncPool, open_pool
     from .rpc.caller.sync_calls import SyncCalls, SyncCurrentCall, current_call
     from .rpc.caller.sync_streams import SyncStream
     from .rpc.sync_worker import SyncWorker, open_worker
 
 # Imported when first used: the base layer works without what they need.
 UPPER = {
-    "SyncCalls": "caller.sync_calls",
-    "SyncCurrentCall": "caller.sync_calls",
-    "SyncStream": "caller.sync_streams",
-    "SyncWorker": "sync_worker",
-    "current_call": "caller.sync_calls",
-    "open_worker": "sync_worker",
+    "SyncCalls": "rpc.caller.sync_calls",
+    "SyncCurrentCall": "rpc.caller.sync_calls",
+    "SyncLentWorker": "pool.sync_calls",
+    "SyncPool": "pool.sync_pool",
+    "SyncPoolCalls": "pool.sync_calls",
+    "SyncResults": "pool.sync_calls",
+    "SyncStream": "rpc.caller.sync_streams",
+    "SyncWorker": "rpc.sync_worker",
+    "current_call": "rpc.caller.sync_calls",
+    "open_pool": "pool.sync_pool",
+    "open_worker": "rpc.sync_worker",
 }
 
 __all__ = [
     "SyncCalls",
     "SyncCurrentCall",
+    "SyncLentWorker",
+    "SyncPool",
+    "SyncPoolCalls",
+    "SyncResults",
     "SyncStream",
     "SyncWorker",
     "current_call",
     "messages",
+    "open_pool",
     "open_worker",
     "read_int",
     "read_message",
@@ -98,7 +110,7 @@ def __getattr__(name: str) -> Any:
     module = UPPER.get(name)
     if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"forkwire.rpc.{module}"), name)
+    value = getattr(importlib.import_module(f"forkwire.{module}"), name)
     globals()[name] = value
     return value
 

@@ -66,10 +66,13 @@ class PoolCalls(Calls):
             "retries": retries,
         }
         given = {name: value for name, value in changes.items() if value is not UNSET}
+        return self._with(dataclasses.replace(self._options, **given))
+
+    def _with(self, options: CallOptions) -> PoolCalls:
         other = PoolCalls()
         other._caller, other._offers = self._ready_caller(), self._offers
         other._dispatcher, other._crew = self._dispatcher, self._crew
-        other._options = dataclasses.replace(self._options, **given)
+        other._options = options
         return other
 
     # -- many calls ---------------------------------------------------------------------------

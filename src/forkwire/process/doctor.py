@@ -28,7 +28,7 @@ from .held_locks import (
     stack_of,
 )
 
-__all__ = ["ForkRisks", "examine_fork", "os_thread_count", "warn_of_threads"]
+__all__ = ["ForkRisks", "examine_fork", "os_thread_count", "standing_still", "warn_of_threads"]
 
 NAMED: Final = 8  # of each kind in the warning; the rest are counted
 LOOKED_AT: Final = 64  # threads
@@ -52,6 +52,9 @@ LOOPS: Final = {
     ("asyncio.runners", "run"): "asyncio",  # uvloop's own has no frame
     ("trio._core._run", "run"): "trio",
 }
+
+# Threads that wait for a loop of ours to fork: as harmless as if they did it themselves.
+standing_still: Final[set[int]] = set()
 
 _told: set[str] = set()
 _examined = 0
@@ -138,7 +141,9 @@ def other_threads() -> tuple[dict[int, str], int]:
         if number != here
     }
     others = {
-        number: repr(name) for number, name in names.items() if not name.startswith(OUR_THREADS)
+        number: repr(name)
+        for number, name in names.items()
+        if not (name.startswith(OUR_THREADS) or number in standing_still)
     }
     return others, os_thread_count() - 1 - len(names)
 

@@ -19,6 +19,7 @@ from ..telling import context
 from .current import new_tree, tree_for_call
 from .feeding import Feeder, is_streamed
 from .requests import NoRoomError, Request, log_unseen, report, streams_in
+from .sync_streams import SyncStream
 
 __all__ = ["BlockingCaller", "Waiter", "check_time"]
 
@@ -75,6 +76,14 @@ class BlockingCaller:
             self.give_up(call, feeders)
             raise
         return call.value if request.convert is None else request.convert(call.value)
+
+    def ours(self) -> AbstractContextManager[object]:
+        """Inside, nothing but what waits is interrupted."""
+        return self.waiter.ours()
+
+    def stream(self, request: Request) -> SyncStream[Any]:
+        """The items of ``request``, which is sent when the first is asked for."""
+        return SyncStream(self, request)
 
     def begin(self, request: Request, *, credit: int | None = None) -> tuple[OutCall, list[Feeder]]:
         """Send ``request`` once there is room for it."""

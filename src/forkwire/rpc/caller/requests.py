@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -15,11 +16,13 @@ from ..links.link import Link, OutCall
 
 if TYPE_CHECKING:
     from .streams import Stream
+    from .sync_streams import SyncStream
 
 __all__ = [
     "DEFAULT_WINDOW",
     "CallOptions",
     "Makes",
+    "MakesBlocking",
     "NoRoomError",
     "OnProgress",
     "Request",
@@ -90,6 +93,20 @@ class Makes(Protocol):
     async def notify(self, request: Request) -> None: ...
 
     def stream(self, request: Request) -> Stream[Any]: ...
+
+
+class MakesBlocking(Protocol):
+    """The same, and blocks. ``ours``: inside, nothing but what waits is interrupted."""
+
+    def call(self, request: Request) -> Any: ...
+
+    def notify(self, request: Request) -> None: ...
+
+    def stream(self, request: Request) -> SyncStream[Any]: ...
+
+    def check_here(self) -> None: ...
+
+    def ours(self) -> AbstractContextManager[object]: ...
 
 
 class NoRoomError(Exception):

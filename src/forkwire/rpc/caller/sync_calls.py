@@ -14,11 +14,10 @@ from ..handlers.handling import progress
 from ..handlers.lane import LaneCaller, lane_of
 from ..links.link import InCall
 from ..telling import context
-from .blocking import BlockingCaller
 from .current import handling
 from .offers import Offers
 from .proxy import proxy
-from .requests import CallOptions, OnProgress, Request
+from .requests import CallOptions, MakesBlocking, OnProgress, Request
 from .sync_streams import SyncStream
 from .typed import StreamedNotCalled, Untyped
 
@@ -34,7 +33,7 @@ UNSET: Final[Any] = object()
 class SyncCalls:
     """Calls to what the other side offers, which block."""
 
-    _caller: BlockingCaller | None = None
+    _caller: MakesBlocking | None = None
     _offers: Offers
     _options: CallOptions = CallOptions()
 
@@ -86,7 +85,7 @@ class SyncCalls:
         An iterator, and a context manager. Raises as :meth:`call` does, once iterated.
         """
         request, _ = self._request(function, args, kwargs, streamed=True)
-        return SyncStream(self._ready_caller(), request)
+        return self._ready_caller().stream(request)
 
     @overload
     def notify(self, function: str, /, *args: Any, **kwargs: Any) -> None: ...
@@ -128,7 +127,7 @@ class SyncCalls:
         ) -> Any:
             caller = self._ready_caller()
             if kind in ("generator", "async_generator"):
-                return SyncStream(caller, Request(name, args, kwargs, self._options, shape.item))
+                return caller.stream(Request(name, args, kwargs, self._options, shape.item))
             return self._traced(Request(name, args, kwargs, self._options, shape.result))
 
         return proxy(protocol, invoke, service=self._offers.name, offered=self._offers.kinds)
@@ -160,9 +159,9 @@ class SyncCalls:
 
     def _ours(self) -> AbstractContextManager[object]:
         """Inside, nothing but what waits is interrupted."""
-        return self._ready_caller().waiter.ours()
+        return self._ready_caller().ours()
 
-    def _ready_caller(self) -> BlockingCaller:
+    def _ready_caller(self) -> MakesBlocking:
         if self._caller is None:
             raise UsageError(
                 "the worker is not started: use it inside `with open_worker(...) as worker:`"
