@@ -22,9 +22,9 @@ def test_it_is_refused_after_so_many_deaths() -> None:
     """Below the limit it runs; at it, it is refused, with the number and the last death."""
     suspects = Suspects(2)
     digest = digest_of("crash", [])
-    assert suspects.died(digest, RuntimeError("the first")) == 1
+    assert suspects.died(digest, RuntimeError("the first"), alone=True) == 1
     suspects.check(digest, "crash")
-    assert suspects.died(digest, DEATH) == 2
+    assert suspects.died(digest, DEATH, alone=True) == 2
     with pytest.raises(PoisonCallError, match=r"'crash' .* 2 workers died .*SIGSEGV") as caught:
         suspects.check(digest, "crash")
     assert caught.value.deaths == 2
@@ -32,16 +32,28 @@ def test_it_is_refused_after_so_many_deaths() -> None:
     suspects.check(digest_of("crash", [b"1"]), "crash")
 
 
+def test_whoever_was_only_near_is_not_counted() -> None:
+    """A death with others in flight makes a suspect, and shows nothing more, however often."""
+    suspects = Suspects(1)
+    digest = digest_of("add", [])
+    for _ in range(9):
+        assert suspects.died(digest, DEATH, alone=False) == 0
+    assert suspects.is_one(digest)
+    suspects.check(digest, "add")
+    suspects.succeeded(digest)
+    assert not suspects.is_one(digest)
+
+
 def test_success_clears_it() -> None:
     """A call that was answered once was no poison, only near one; nothing is left of it."""
     suspects = Suspects(2)
     digest = digest_of("add", [])
-    suspects.died(digest, DEATH)
+    suspects.died(digest, DEATH, alone=True)
     assert suspects
     suspects.succeeded(digest)
     assert not suspects
     suspects.succeeded(digest)
-    assert suspects.died(digest, DEATH) == 1
+    assert suspects.died(digest, DEATH, alone=True) == 1
 
 
 def test_what_is_remembered_is_bounded() -> None:
@@ -49,9 +61,9 @@ def test_what_is_remembered_is_bounded() -> None:
     suspects = Suspects(9)
     digests = [digest_of("f", [number.to_bytes(4)]) for number in range(MOST_SUSPECTS)]
     for digest in digests:
-        suspects.died(digest, DEATH)
-    suspects.died(digests[0], DEATH)
-    suspects.died(digest_of("g", []), DEATH)
+        suspects.died(digest, DEATH, alone=True)
+    suspects.died(digests[0], DEATH, alone=True)
+    suspects.died(digest_of("g", []), DEATH, alone=True)
     assert len(suspects) == MOST_SUSPECTS
     assert suspects.deaths(digests[0]) == 2
     assert suspects.deaths(digests[1]) == 0

@@ -287,6 +287,33 @@ async def test_who_was_merely_there_is_cleared(tmp_path: Path) -> None:
         assert await pool.call(*call) > 0
 
 
+async def test_only_who_was_alone_with_a_dead_worker_is_refused(tmp_path: Path) -> None:
+    """Of two calls in flight at a death both run alone from then on, which shows which it was."""
+    go, begun = tmp_path / "go", tmp_path / "begun"
+    async with pool_of(working.Later, size=1, poison=1) as pool:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(fails, pool, str(begun), str(go))
+            await there(begun)
+            with pytest.raises(WorkerDied):
+                await pool.call("die")
+        begun.unlink()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(pool.call, "wait_for", str(begun), str(go))
+            await there(begun)
+            tasks.start_soon(dies, pool)
+            await until(lambda: pool.statistics().queued)
+            go.touch()
+        with pytest.raises(PoisonCallError):
+            await pool.call("die")
+        assert await pool.call("wait_for", str(begun), str(go)) > 0
+        assert (pool.statistics().deaths, pool.statistics().queued) == (2, 0)
+
+
+async def dies(pool: forkwire.Pool) -> None:
+    with pytest.raises(WorkerDied):
+        await pool.call("die")
+
+
 async def fails(pool: forkwire.Pool, *paths: str) -> None:
     with pytest.raises(WorkerDied):
         await pool.call("wait_for", *paths)

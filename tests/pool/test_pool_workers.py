@@ -184,6 +184,27 @@ async def test_an_exception_in_the_block_leaves_as_it_is() -> None:
         assert await pool.call("add", 1) == 11
 
 
+async def test_a_lease_stops_what_it_called_and_nothing_else(tmp_path: Path) -> None:
+    """A broadcast that reached the lent worker goes on there when the block is left."""
+    go, ours, theirs = tmp_path / "go", tmp_path / "ours", tmp_path / "theirs"
+    found: list[list[int]] = []
+
+    async def broadcast() -> None:
+        found.append(await pool.broadcast("wait_for", str(theirs), str(go)))
+
+    async with pool_of(working.Later, size=1) as pool, anyio.create_task_group() as tasks:
+        async with pool.worker() as worker, anyio.create_task_group() as inner:
+            inner.start_soon(worker.call, "wait_for", str(ours), str(go))
+            tasks.start_soon(broadcast)
+            await there(ours, theirs)
+            inner.cancel_scope.cancel()
+        assert not found
+        assert pool.statistics().busy == 1
+        go.touch()
+        await until(lambda: found)
+        assert found == [[worker.pid]]
+
+
 async def test_waiting_for_a_lease_can_be_cancelled() -> None:
     """And a worker that comes at that moment is given back."""
     async with pool_of(size=1) as pool:

@@ -19,17 +19,14 @@ from ..errors import (
     PoolBrokenError,
     TooManyCallsError,
     UsageError,
-    ValueEncodeError,
     WorkerClosedError,
     WorkerDied,
 )
 from ..rpc.caller.current import tree_for_call
-from ..rpc.caller.pumps import is_streamed
-from ..rpc.caller.requests import Request, streams_in
+from ..rpc.caller.requests import Request
 from ..rpc.caller.streams import Begun, Stream
-from ..rpc.data import codec
+from .blame import Blame, has_streams
 from .options import retries_of
-from .poison import Suspects, digest_of
 from .states import State
 from .statistics import Counters
 
@@ -41,8 +38,6 @@ if TYPE_CHECKING:
 __all__ = ["Dispatcher", "Waiter", "Work"]
 
 clock = time.monotonic
-
-CALL: Final = 1  # the type of the message, for the codec's sake
 
 
 class Waiter:
@@ -58,28 +53,39 @@ class Waiter:
 
 
 class Work:
-    """A call that has its worker, until it has ended. ``asked``: when it was made."""
+    """A call that has its worker, until it has ended.
 
-    __slots__ = ("_dispatcher", "asked", "begun", "call", "post", "request")
+    ``asked``: when it was made. ``alone``: the worker was lent for it.
+    """
 
-    def __init__(self, dispatcher: Dispatcher, post: Post, request: Request, asked: float) -> None:
+    __slots__ = ("_dispatcher", "alone", "asked", "begun", "post", "request")
+
+    def __init__(
+        self, dispatcher: Dispatcher, post: Post, request: Request, asked: float, *, alone: bool
+    ) -> None:
         self._dispatcher: Final = dispatcher
         self.post: Final = post
         self.request: Final = request
         self.asked: Final = asked
+        self.alone: Final = alone
         self.begun: Final = clock()
-        self.call: OutCall | None = None
         post.work.add(self)
 
     def ended(self, call: OutCall) -> None:
         """In any way."""
         self.post.work.discard(self)
         self._dispatcher.ended(self, call.error)
+        self._free()
 
     def withdraw(self) -> None:
         """It was not sent."""
         self.post.work.discard(self)
         self._dispatcher.give_back(self.post, alone=False)
+        self._free()
+
+    def _free(self) -> None:
+        if self.alone:
+            self._dispatcher.give_back(self.post, alone=True)
 
 
 class Dispatcher:
@@ -91,7 +97,7 @@ class Dispatcher:
 
     def __init__(self, crew: Crew, *, queue: int | None, poison: int) -> None:
         self.counters: Final = Counters()
-        self.suspects: Final = Suspects(poison)
+        self.blame: Final = Blame(poison, self.counters)
         self._crew: Final = crew
         self._supervisor: Final = crew.supervisor
         self._most_waiting: Final = queue
@@ -195,22 +201,33 @@ class Dispatcher:
         self.check_here()
         asked = clock()
         while True:
-            post = await self.acquire(patient=patient)
-            begun = await self.send(post, request, credit, asked)
+            alone = self.blame.must_be_alone(request) and not tree_for_call()
+            post = await self.acquire(alone=alone, patient=patient)
+            if alone:
+                self.take(post)
+            begun = await self.send(post, request, credit, asked, alone=alone)
             if begun is not None:
                 return begun
             await post.over.wait()  # it ends, and took nothing
             patient = True
 
     async def send(
-        self, post: Post, request: Request, credit: int | None, asked: float
+        self,
+        post: Post,
+        request: Request,
+        credit: int | None,
+        asked: float,
+        *,
+        alone: bool = False,
     ) -> Begun | None:
-        """Send it to a worker that was found for it; None if that takes nothing any more."""
-        work = Work(self, post, request, asked)
+        """Send it to a worker that was found for it; None if that takes nothing any more.
+
+        ``alone``: the worker was lent for it.
+        """
+        work = Work(self, post, request, asked, alone=alone)
         caller = post.caller
         try:
-            if self.suspects:
-                self._check_poison(request)
+            self.blame.must_be_alone(request)
             call, pumps = await caller.begin(request, credit=credit, on_end=work.ended)
         except (WorkerDied, WorkerClosedError):
             work.withdraw()
@@ -220,7 +237,6 @@ class Dispatcher:
         except BaseException:
             work.withdraw()
             raise
-        work.call = call
         return caller, call, pumps
 
     def _tell_retry(self, request: Request, error: WorkerDied, count: int) -> None:
@@ -337,8 +353,8 @@ class Dispatcher:
         wait = work.begun - work.asked
         method = work.request.method
         self.counters.ended(method, wait, now - work.begun, error=error is not None)
-        if answered and self.suspects:
-            self._clear(work.request)
+        if answered:
+            self.blame.answered(work.request)
         measures = answered and self._supervisor.recycle.memory is not None
         memory = post.resident() if measures else None
         actions = self._supervisor.finished(post.member, now, answered=answered, memory=memory)
@@ -347,26 +363,9 @@ class Dispatcher:
         elif self._queue:
             self.hand_out()
 
-    # -- poison -------------------------------------------------------------------------------
-
     def _suspect(self, post: Post, error: BaseException) -> None:
         """A worker died: of one of the calls that it ran?"""
-        for work in post.work:
-            if (known := digest(work.request)) is not None:
-                self.suspects.died(known, error)
-
-    def _clear(self, request: Request) -> None:
-        if (known := digest(request)) is not None:
-            self.suspects.succeeded(known)
-
-    def _check_poison(self, request: Request) -> None:
-        if (known := digest(request)) is None:
-            return
-        try:
-            self.suspects.check(known, request.method)
-        except PoisonCallError:
-            self.counters.refused += 1
-            raise
+        self.blame.died([work.request for work in post.work], error)
 
     # -- refusals -----------------------------------------------------------------------------
 
@@ -402,20 +401,3 @@ def note(error: Exception, deaths: Sequence[WorkerDied]) -> None:
     """Say on the last error that there were others."""
     if len(deaths) > 1:
         error.add_note(f"it was called {len(deaths)} times, and each time the worker died")
-
-
-def has_streams(request: Request) -> bool:
-    """Whether some of its arguments are used up."""
-    return bool(streams_in(request, is_streamed)[2])
-
-
-def digest(request: Request) -> bytes | None:
-    """What tells it from others; None where its arguments are streamed, or cannot be sent."""
-    args, kwargs, streams = streams_in(request, is_streamed)
-    if streams:
-        return None
-    try:
-        body, attachments = codec.encode([CALL, 0, request.method, args, kwargs])
-    except ValueEncodeError:
-        return None
-    return digest_of(request.method, [body, *attachments])

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ..rpc.caller.offers import Offers
     from ..rpc.caller.requests import CallOptions, Request
     from ..rpc.handle import WorkerStatistics
+    from ..rpc.links.inflight import OutCall
     from .dispatch import Dispatcher
     from .members import Post
 
@@ -98,6 +99,7 @@ class LeaseCaller:
         self.post: Final = post
         self.over = False
         self._dispatcher: Final = dispatcher
+        self._calls: set[OutCall] = set()
 
     def check_here(self) -> None:
         """Raise :exc:`UsageError` in another event loop."""
@@ -131,6 +133,8 @@ class LeaseCaller:
         self._dispatcher.take(post)
         begun = await self._dispatcher.send(post, request, credit, now)
         if begun is not None:
+            self._calls = {call for call in self._calls if not call.ended}
+            self._calls.add(begun[1])
             return begun
         await post.over.wait()
         raise post.gone()
@@ -144,8 +148,8 @@ class LeaseCaller:
     async def _give_back(self, *, fresh: bool) -> None:
         try:
             async with anyio.create_task_group() as tasks:
-                for work in [*self.post.work]:
-                    if work.call is not None and work.call.expected:
-                        tasks.start_soon(self.post.caller.stop, work.call)
+                for call in self._calls:  # no one else's: broadcasts come here too
+                    if call.expected and not call.ended:
+                        tasks.start_soon(self.post.caller.stop, call)
         finally:
             self._dispatcher.give_back(self.post, alone=True, fresh=fresh)

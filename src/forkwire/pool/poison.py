@@ -27,9 +27,10 @@ def digest_of(method: str, parts: Iterable[bytes | bytearray | memoryview]) -> b
 
 
 class Suspects:
-    """The calls that were in flight when a worker died, until one of the kind succeeds.
+    """The calls that were in flight when a worker died, until one of the kind is answered.
 
-    False while there are none: then no digest need be made.
+    Only the deaths of which nothing else can have been the cause are counted. False while there are
+    no suspects: then no digest need be made.
     """
 
     def __init__(self, limit: int) -> None:
@@ -39,9 +40,9 @@ class Suspects:
     def __len__(self) -> int:
         return len(self._deaths)
 
-    def died(self, digest: bytes, error: BaseException) -> int:
-        """A worker died that ran it; how many did so far."""
-        count = self.deaths(digest) + 1
+    def died(self, digest: bytes, error: BaseException, *, alone: bool) -> int:
+        """A worker died that ran it, ``alone`` or not; how many died of it so far."""
+        count = self.deaths(digest) + alone
         self._deaths[digest] = count, error
         self._deaths.move_to_end(digest)
         if len(self._deaths) > MOST_SUSPECTS:
@@ -51,6 +52,9 @@ class Suspects:
     def succeeded(self, digest: bytes) -> None:
         """A worker has answered it, if with an error: it is no poison."""
         self._deaths.pop(digest, None)
+
+    def is_one(self, digest: bytes) -> bool:
+        return digest in self._deaths
 
     def deaths(self, digest: bytes) -> int:
         return self._deaths[digest][0] if digest in self._deaths else 0
