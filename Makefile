@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest
 
 CHECKS := check-lint check-format check-mypy check-pyright check-imports
 
-.PHONY: demo test long check $(CHECKS) test-all peers ssh fuzz bench clean
+.PHONY: demo test long cpython-tests check $(CHECKS) test-all peers ssh fuzz bench clean
 
 demo: $(VENV)/.test
 	$(BIN)/forkwire demo
@@ -20,6 +20,11 @@ test: $(VENV)/.test
 # What takes minutes or gigabytes: the whole conformance suite in Node, messages of 2 GiB.
 long: $(VENV)/.test
 	$(PYTEST) -m long
+
+# CPython's own tests of its executor, against ours; VERBOSE=-v names each. Needs a Python that ships
+# test.test_concurrent_futures as a package (3.12 or newer).
+cpython-tests: $(VENV)/.test
+	$(BIN)/python tests/pool/cpython_suite.py $(VERBOSE)
 
 check: $(CHECKS)
 

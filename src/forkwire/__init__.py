@@ -44,7 +44,10 @@ from .wire.framing import MAX_PAYLOAD_SIZE, EndOfFile, WriteOk
 if TYPE_CHECKING:
     from . import sync as sync
     from .pool.calls import PoolCalls
+    from .pool.executor import ProcessExecutor
+    from .pool.executor_engine import ExecutorStatistics
     from .pool.histogram import Histogram
+    from .pool.joblib_backend import register_joblib
     from .pool.lease import LentWorker
     from .pool.policy import Health, Recycle, Restart
     from .pool.pool import Pool, open_pool
@@ -59,6 +62,7 @@ if TYPE_CHECKING:
 UPPER = {
     "Calls": "rpc.caller.calls",
     "CurrentCall": "rpc.caller.calls",
+    "ExecutorStatistics": "pool.executor_engine",
     "Health": "pool.policy",
     "Histogram": "pool.histogram",
     "LentWorker": "pool.lease",
@@ -66,6 +70,7 @@ UPPER = {
     "Pool": "pool.pool",
     "PoolCalls": "pool.calls",
     "PoolStatistics": "pool.statistics",
+    "ProcessExecutor": "pool.executor",
     "Recycle": "pool.policy",
     "Restart": "pool.policy",
     "Stream": "rpc.caller.streams",
@@ -76,6 +81,7 @@ UPPER = {
     "open_worker": "rpc.worker",
     "propagate": "rpc.telling.context",
     "register": "rpc.exceptions.describing",
+    "register_joblib": "pool.joblib_backend",
 }
 
 __all__ = [
@@ -88,6 +94,7 @@ __all__ = [
     "CurrentCall",
     "DeadlineExceededError",
     "EndOfFile",
+    "ExecutorStatistics",
     "ForkRisks",
     "ForkThreadsWarning",
     "ForkUnavailableError",
@@ -109,6 +116,7 @@ __all__ = [
     "PoolBrokenError",
     "PoolCalls",
     "PoolStatistics",
+    "ProcessExecutor",
     "ProcessWorker",
     "ProcessWorkerIPCError",
     "ProtocolError",
@@ -136,6 +144,7 @@ __all__ = [
     "propagate",
     "read_message",
     "register",
+    "register_joblib",
     "run",
     "write_message",
 ]

@@ -1,0 +1,123 @@
+"""What the workers of a `ProcessExecutor` serve: calls that come pickled.
+
+Imports little: a fresh worker is to be there soon. Knows no executor.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+from ..process.cancelling import Terminated
+from ..rpc.exceptions import describing
+from ..rpc.interrupts.interrupting import Interrupted
+from .pickling import Packed, label_of, pack, unpack
+
+__all__ = ["run", "set_up"]
+
+# What a reply begins with.
+VALUE: Final = 0
+RAISED: Final = 1  # by the function
+UNREAD: Final = 2  # the call could not be unpickled, so nothing was run
+
+LOGGER: Final = "concurrent.futures"  # where programs that come from there look for it
+
+# Not for the function to answer: the worker's own.
+OURS: Final = (Interrupted, Terminated)
+
+
+class Here:
+    """What the executor said of this worker."""
+
+    inherited = False
+
+
+def set_up(packed: Packed) -> list[Any]:
+    """Before the first call: the key of multiprocessing's managers, then the initializer."""
+    try:
+        key, Here.inherited, initializer, args = unpack(packed)
+    except OURS:
+        raise
+    except BaseException as error:
+        return failure(UNREAD, error)
+    if key:
+        import multiprocessing.process
+
+        multiprocessing.process.current_process().authkey = key
+    try:
+        initialize(initializer, args)
+    except OURS:
+        raise
+    except BaseException as error:
+        return failure(RAISED, error)
+    return [VALUE, pack(None)]
+
+
+def initialize(initializer: Callable[..., object] | None, args: Sequence[object]) -> None:
+    """Call it; what it raises is logged as by concurrent.futures, too."""
+    if initializer is None:
+        return
+    try:
+        initializer(*args)
+    except OURS:
+        raise
+    except BaseException:
+        logging.getLogger(LOGGER).critical("Exception in initializer:", exc_info=True)
+        raise
+
+
+def run(packed: Packed) -> list[Any]:
+    """Call what was packed; ``[VALUE, result]``, or what `failure` answers."""
+    try:
+        function, args, kwargs = unpack(packed)
+    except OURS:
+        raise
+    except BaseException as error:
+        return failure(UNREAD, error)
+    del packed
+    try:
+        result = function(*args, **kwargs)
+    except OURS:
+        raise
+    except BaseException as error:
+        return failure(RAISED, error)
+    label = label_of(function)
+    del function, args, kwargs
+    try:
+        return [VALUE, pack(result, inherited=Here.inherited)]
+    except OURS:
+        raise
+    except BaseException as error:
+        error.add_note(
+            f"forkwire: {label} did return, but its result, of type "
+            f"{label_of(type(result))}, cannot be pickled"
+        )
+        return failure(RAISED, error)
+
+
+def run_chunk(function: Callable[..., object], chunk: Sequence[Sequence[object]]) -> list[object]:
+    """Several calls of one function as one."""
+    return [function(*args) for args in chunk]
+
+
+def set_environment(values: Mapping[str, str]) -> None:
+    """An initializer: variables that libraries look at when they are imported."""
+    os.environ.update(values)
+
+
+def failure(kind: int, error: BaseException) -> list[Any]:
+    """``[kind, error, its traceback, what is left of it where it cannot be rebuilt]``."""
+    if error.__traceback__ is not None:
+        error.__traceback__ = error.__traceback__.tb_next  # ours
+    text = "".join(traceback.format_exception(error))
+    described = describing.describe(error, code=describing.HANDLER_RAISED)
+    try:
+        packed = pack(error, inherited=Here.inherited)
+    except OURS:
+        raise
+    except BaseException:
+        packed = b""
+    return [kind, packed, text, described]

@@ -1,0 +1,145 @@
+"""A backend for joblib: ``forkwire.register_joblib()``, then ``parallel_config("forkwire")``.
+
+The only importer of joblib. One executor is kept between the calls of ``Parallel``, since starting
+workers and importing numpy in each of them takes longer than many a call.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from typing import Any, Final
+
+from joblib import cpu_count, register_parallel_backend
+from joblib.parallel import AutoBatchingMixin, ParallelBackendBase, SequentialBackend
+
+from joblib._parallel_backends import FallbackToBackend  # isort: skip
+
+from .executor import ProcessExecutor
+from .executor_service import set_environment
+
+__all__ = ["NAME", "ForkwireBackend", "register_joblib"]
+
+NAME: Final = "forkwire"
+
+# What `parallel_config(...)` may hand on to the executor.
+OPTIONS: Final = frozenset(
+    (
+        "grace",
+        "logging",
+        "max_tasks_per_child",
+        "mp_context",
+        "preload",
+        "retries",
+        "start",
+        "start_timeout",
+    )
+)
+
+
+def register_joblib(*, default: bool = False) -> None:
+    """Have joblib know the backend ``"forkwire"``; ``default``: and use it unless told otherwise.
+
+    ``with joblib.parallel_config(backend="forkwire", n_jobs=4)`` then runs all that is parallel
+    by joblib, scikit-learn too, in workers of a :class:`forkwire.ProcessExecutor`. Its options
+    (``retries``, ``start``, ``grace``, ``start_timeout``, ``max_tasks_per_child``) may be given
+    there. Raises ImportError where joblib is not installed.
+    """
+    register_parallel_backend(NAME, ForkwireBackend, make_default=default)
+
+
+class ForkwireBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
+    """Runs joblib's batches in an executor."""
+
+    supports_retrieve_callback = True
+    supports_inner_max_num_threads = True
+
+    def configure(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, n_jobs: int = 1, parallel: Any = None, prefer: str | None = None,
+        require: str | None = None, **options: Any,
+    ) -> int:  # fmt: skip
+        """Find an executor; how many workers there are."""
+        count = self.effective_n_jobs(n_jobs)
+        if count == 1:
+            raise FallbackToBackend(SequentialBackend(nesting_level=self.nesting_level))
+        self.parallel = parallel
+        given = {**getattr(self, "backend_kwargs", {}), **options}
+        self._options = {name: value for name, value in given.items() if name in OPTIONS}
+        self._executor = kept.get(count, self._prepare_worker_env(n_jobs=count), self._options)
+        return count
+
+    def effective_n_jobs(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, n_jobs: int | None
+    ) -> int:
+        """As many workers as are asked for; negative numbers count from that of processors."""
+        if n_jobs == 0:
+            raise ValueError("n_jobs == 0 in Parallel has no meaning")
+        if n_jobs is None:
+            return 1
+        return max(cpu_count() + 1 + n_jobs, 1) if n_jobs < 0 else n_jobs
+
+    def submit(
+        self, func: Callable[[], Any], callback: Callable[[Future[Any]], Any] | None = None
+    ) -> Future[Any]:
+        """Have a batch run."""
+        future = self._executor.submit(func)
+        if callback is not None:
+            future.add_done_callback(callback)
+        return future
+
+    def retrieve_result_callback(self, out: Future[Any]) -> Any:
+        """What became of a batch."""
+        return out.result()
+
+    def terminate(self) -> None:
+        """The end of a ``Parallel``; the workers wait for the next."""
+        self.reset_batch_stats()
+
+    def abort_everything(self, ensure_ready: bool = True) -> None:
+        """Something failed, or nobody wants the rest: end the workers with what they do."""
+        kept.drop(self._executor)
+        self._executor.kill_workers()
+        if ensure_ready:
+            self.configure(n_jobs=self.parallel.n_jobs, parallel=self.parallel, **self._options)
+
+
+class Kept:
+    """The executor that was used last, for whoever wants the same again."""
+
+    def __init__(self) -> None:
+        self._lock: Final = threading.Lock()
+        self._key: object = None
+        self._executor: ProcessExecutor | None = None
+
+    def get(
+        self, workers: int, environment: Mapping[str, str], options: Mapping[str, Any]
+    ) -> ProcessExecutor:
+        """One of so many workers that have ``environment``."""
+        key = (workers, dict(environment), dict(options), os.getpid())
+        with self._lock:
+            old = self._executor
+            if old is not None and self._key == key and not old._broken:
+                return old
+            self._key = key
+            self._executor = ProcessExecutor(
+                workers,
+                initializer=set_environment,
+                initargs=(dict(environment),),
+                name="joblib",
+                **options,
+            )
+            new = self._executor
+        if old is not None:
+            old.shutdown(wait=False)  # what it runs for another Parallel goes on
+        return new
+
+    def drop(self, executor: ProcessExecutor) -> None:
+        """It is to be had no more."""
+        with self._lock:
+            if self._executor is executor:
+                self._executor = self._key = None
+
+
+kept: Final = Kept()
