@@ -16,7 +16,7 @@ import pytest
 import trio
 
 from forkwire import InputChannel, WriteOk, read_message, write_message
-from forkwire.process.backend import AsyncioBackend
+from forkwire.process.loop_backends import AsyncioBackend
 from forkwire.process.reading import Source
 from forkwire.process.waiting import FAIR_TURNS
 

@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from forkwire import InputChannel, OutputChannel, WorkerError, WorkerStartError, run, sync
-from forkwire.process.backend import AsyncioBackend, TrioBackend
+from forkwire.process.loop_backends import AsyncioBackend, TrioBackend
 
 from .test_run_support import is_gone, open_files, owned, program, received
 

@@ -34,7 +34,7 @@ SERVE = [sys.executable, "-m", "forkwire", "serve"]
 
 # What a service of plain functions must not import: loops, and what is large.
 HEAVY = {
-    "anyio._backends", "anyio._backends._asyncio", "forkwire.rpc.caller.aio",
+    "anyio", "asyncio", "concurrent.futures", "ssl", "tempfile", "forkwire.rpc.caller.aio",
     "forkwire.rpc.caller.calls", "forkwire.rpc.handlers.hosting", "forkwire.rpc.handlers.tasks",
     "forkwire.rpc.worker", "forkwire.cli",
     "msgspec", "multiprocessing", "numpy", "opentelemetry", "trio", "uvloop",

@@ -6,17 +6,14 @@ and callbacks, not of channels or workers.
 
 from __future__ import annotations
 
-import asyncio
-import contextvars
-import os
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Final, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
-import anyio.lowlevel
-import anyio.to_thread
+if TYPE_CHECKING:
+    import asyncio
 
-__all__ = ["AsyncioBackend", "Backend", "BackendName", "Stop", "TrioBackend", "current_backend"]
+__all__ = ["Backend", "BackendName", "Stop", "current_backend", "running_asyncio_loop"]
 
 BackendName = Literal["asyncio", "uvloop", "trio"]
 Stop = Callable[[Callable[[], None]], None]
@@ -28,6 +25,11 @@ class Backend(Protocol):
 
     @property
     def name(self) -> BackendName: ...
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """asyncio's, or uvloop's."""
+        ...
 
     def is_current(self) -> bool:
         """Whether the caller runs inside this very loop."""
@@ -63,6 +65,9 @@ class Backend(Protocol):
         ...
 
     @property
+    def checkpoint(self) -> Callable[[], Awaitable[None]]: ...
+
+    @property
     def checkpoint_if_cancelled(self) -> Callable[[], Awaitable[None]]: ...
 
     async def uninterrupted(self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
@@ -82,192 +87,6 @@ class Backend(Protocol):
         ...
 
 
-class AsyncioBackend:
-    """An asyncio loop; uvloop's is one too."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop: Final = loop
-        self.name: BackendName = (
-            "uvloop" if type(loop).__module__.partition(".")[0] == "uvloop" else "asyncio"
-        )
-        self._pid = os.getpid()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._writers: dict[int, asyncio.Future[None]] = {}
-
-    def is_current(self) -> bool:
-        return asyncio._get_running_loop() is self.loop
-
-    def is_running(self) -> bool:
-        return self.loop.is_running() and self._pid == os.getpid()
-
-    def run_soon(self, function: Callable[[], None]) -> None:
-        try:
-            self.loop.call_soon_threadsafe(function)
-        except RuntimeError:  # it is closed
-            function()
-
-    def run_later(self, function: Callable[[Backend], None]) -> None:
-        self.loop.call_soon(function, self)
-
-    def call(self, function: Callable[[], None]) -> None:
-        if self.is_current() or not self.is_running():
-            function()
-        else:
-            self.run_soon(function)
-
-    def spawn(self, function: Callable[[], Awaitable[None]], name: str) -> None:
-        async def run() -> None:
-            await function()
-
-        task = self.loop.create_task(run(), name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    def watch(self, fd: int, callback: Callable[[], None]) -> Stop:
-        loop = self.loop
-        loop.add_reader(fd, callback)
-
-        def stop(then: Callable[[], None]) -> None:
-            def remove() -> None:
-                if self._pid == os.getpid() and not loop.is_closed():
-                    loop.remove_reader(fd)
-                then()
-
-            self.call(remove)
-
-        return stop
-
-    # On the way of every message: no method of ours in between.
-    checkpoint_if_cancelled = staticmethod(anyio.lowlevel.checkpoint_if_cancelled)
-
-    async def uninterrupted(self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        # A shielded scope holds off the cancellation of scopes, not that of the task itself.
-        task = self.loop.create_task(function())
-        cancelled: asyncio.CancelledError | None = None
-        with anyio.CancelScope(shield=True):
-            while not task.done():
-                try:
-                    await asyncio.wait([task])
-                except asyncio.CancelledError as error:
-                    cancelled = error
-        if cancelled is not None:
-            raise cancelled
-        return task.result()
-
-    async def in_thread(self, function: Callable[[], T]) -> T:
-        return await self.uninterrupted(lambda: anyio.to_thread.run_sync(function))
-
-    async def wait_readable(self, fd: int) -> None:
-        await anyio.wait_readable(fd)
-
-    async def wait_writable(self, fd: int) -> None:
-        # anyio.wait_writable could only be woken from within a task.
-        waiter = self._writers[fd] = self.loop.create_future()
-        self.loop.add_writer(fd, self.stop_waiting, fd)
-        try:
-            await waiter
-        finally:
-            self.stop_waiting(fd)
-
-    def stop_waiting(self, fd: int) -> None:
-        waiter = self._writers.pop(fd, None)
-        if waiter is not None:
-            self.loop.remove_writer(fd)
-            if not waiter.done():
-                waiter.set_result(None)
-
-
-class TrioBackend:
-    """A trio run."""
-
-    name: BackendName = "trio"
-
-    def __init__(self) -> None:
-        import trio
-
-        self._trio = trio
-        self._token = trio.lowlevel.current_trio_token()
-        self._pid = os.getpid()
-
-    def is_current(self) -> bool:
-        try:
-            return self._trio.lowlevel.current_trio_token() is self._token
-        except RuntimeError:
-            return False
-
-    def is_running(self) -> bool:
-        if self._pid != os.getpid():
-            return False
-        try:
-            self._token.run_sync_soon(lambda: None, idempotent=True)
-        except self._trio.RunFinishedError:
-            return False
-        return True
-
-    def run_soon(self, function: Callable[[], None]) -> None:
-        try:
-            self._token.run_sync_soon(function)
-        except self._trio.RunFinishedError:
-            function()
-
-    def run_later(self, function: Callable[[Backend], None]) -> None:
-        self._token.run_sync_soon(function, self)
-
-    def call(self, function: Callable[[], None]) -> None:
-        if self.is_current():
-            function()
-        else:
-            self.run_soon(function)
-
-    def spawn(self, function: Callable[[], Awaitable[None]], name: str) -> None:
-        context = contextvars.copy_context()  # by default it would be trio's own
-        self._trio.lowlevel.spawn_system_task(function, name=name, context=context)
-
-    def watch(self, fd: int, callback: Callable[[], None]) -> Stop:
-        scope = self._trio.CancelScope()
-
-        async def wait() -> None:
-            with scope:
-                while not scope.cancel_called:
-                    await self._trio.lowlevel.wait_readable(fd)
-                    callback()
-
-        self.spawn(wait, f"forkwire: watch {fd}")
-
-        def stop(then: Callable[[], None]) -> None:
-            def cancel() -> None:
-                scope.cancel()
-                then()
-
-            self.call(cancel)
-
-        return stop
-
-    @property
-    def checkpoint_if_cancelled(self) -> Callable[[], Awaitable[None]]:
-        function: Callable[[], Awaitable[None]] = self._trio.lowlevel.checkpoint_if_cancelled
-        return function
-
-    async def uninterrupted(self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        results: list[T] = []
-        with anyio.CancelScope(shield=True):
-            results.append(await function())
-        return results[0]
-
-    async def in_thread(self, function: Callable[[], T]) -> T:
-        return await anyio.to_thread.run_sync(function)
-
-    async def wait_readable(self, fd: int) -> None:
-        await self._trio.lowlevel.wait_readable(fd)
-
-    async def wait_writable(self, fd: int) -> None:
-        await self._trio.lowlevel.wait_writable(fd)
-
-    def stop_waiting(self, fd: int) -> None:
-        if self.is_current():  # else the run is over, and nobody waits
-            self._trio.lowlevel.notify_closing(fd)
-
-
 def in_trio() -> bool:
     """Whether a trio task is running, without importing trio."""
     lowlevel = getattr(sys.modules.get("trio"), "lowlevel", None)  # it may be half imported
@@ -275,8 +94,27 @@ def in_trio() -> bool:
     return in_task is not None and bool(in_task())
 
 
+def running_asyncio_loop() -> asyncio.AbstractEventLoop | None:
+    """The one that runs in this thread, without importing asyncio."""
+    running: Any = getattr(sys.modules.get("asyncio"), "_get_running_loop", None)
+    return None if running is None else running()
+
+
 def current_backend() -> Backend:
     """The running event loop. Raises :exc:`RuntimeError` outside any."""
     if in_trio():
+        from .loop_backends import TrioBackend
+
         return TrioBackend()
-    return AsyncioBackend(asyncio.get_running_loop())
+    loop = running_asyncio_loop()
+    if loop is None:
+        raise RuntimeError("no running event loop")
+    from .loop_backends import AsyncioBackend
+
+    return AsyncioBackend(loop)
+
+
+if not {"anyio", "asyncio", "trio"}.isdisjoint(
+    sys.modules
+):  # later there may be no descriptor left
+    from . import loop_backends as loop_backends

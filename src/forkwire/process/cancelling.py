@@ -19,8 +19,6 @@ from collections.abc import Awaitable, Callable, Iterable
 from types import FrameType
 from typing import Final
 
-import anyio
-
 from . import descriptors, loops, signals, waiting
 from .backend import BackendName
 
@@ -244,6 +242,7 @@ def run_awaitable(
     mask: Iterable[int],
 ) -> None:
     """Run the rest of an async ``f`` in a fresh event loop, where SIGTERM cancels it."""
+    import anyio
 
     async def main() -> None:
         with anyio.CancelScope() as scope:

@@ -13,7 +13,6 @@ import os
 import signal
 import socket
 import sys
-import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -163,6 +162,8 @@ def new_table() -> tuple[int, ...]:
             return descriptors.lifted(fd)
         finally:
             os.close(fd)
+    import tempfile  # which takes others along
+
     with tempfile.TemporaryFile() as file:
         return descriptors.lifted(file.fileno())
 

@@ -6,7 +6,6 @@ knows names that asyncio, uvloop and trio do not document.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import gc
 import os
@@ -15,7 +14,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+from .backend import running_asyncio_loop
+
+if TYPE_CHECKING:
+    import asyncio
 
 __all__ = [
     "call_in_run",
@@ -32,7 +36,7 @@ LOOP_CODE: Final = frozenset({"anyio", "asyncio", "outcome", "selectors", "trio"
 def loop_descriptors() -> set[int]:
     """The descriptors of the event loop that runs in this thread, not those it watches."""
     found: set[int] = set()
-    loop = asyncio._get_running_loop()
+    loop = running_asyncio_loop()
     if loop is not None:
         found |= asyncio_descriptors(loop)
     runner = getattr(trio_context(), "runner", None)
@@ -125,7 +129,7 @@ def call_in_run(tell: Callable[[], None]) -> bool:
     runner = getattr(trio_context(), "runner", None)
     if runner is not None:
         return cancel_trio_run(runner, tell)
-    loop = asyncio._get_running_loop()
+    loop = running_asyncio_loop()
     if loop is not None:
         loop.call_soon_threadsafe(tell)
     return loop is not None
@@ -175,13 +179,15 @@ class Asleep:
 
 def forget_running_loop() -> None:
     """In the child: no loop is running in this thread, and no library thinks that one is."""
-    loop = asyncio._get_running_loop()
+    asyncio: Any = sys.modules.get("asyncio")
+    loop = running_asyncio_loop()
     if loop is not None:
         task = asyncio.current_task(loop)
         if task is not None:
             asyncio.tasks._leave_task(loop, task)
         asyncio._set_running_loop(None)
-    asyncio.set_event_loop(None)  # also where asyncio has seen by the pid that none is running
+    if hasattr(asyncio, "set_event_loop"):  # it may be half imported
+        asyncio.set_event_loop(None)  # also where it has seen by the pid that none is running
     context = trio_context()
     if context is not None:
         runner = getattr(context, "runner", None)

@@ -7,21 +7,20 @@ cancelled read loses nothing. trio's loop is asked for each wait.
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import os
 import select
 from collections.abc import Callable
-from typing import Final, TypeVar
-
-import anyio
-import anyio.lowlevel
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from ..errors import ChannelBusyError
 from ..wire.framing import BUFFER_SIZE, END_AT_EDGE, Decoder, EndOfFile
 from . import descriptors
-from .backend import AsyncioBackend, Backend, Stop, current_backend
+from .backend import Backend, Stop, current_backend
 from .waiting import FAIR_TURNS, LARGE_TURNS, Patience, Use
+
+if TYPE_CHECKING:
+    import asyncio
 
 __all__ = ["Source"]
 
@@ -77,7 +76,7 @@ class Source:
                 await backend.checkpoint_if_cancelled()
             else:
                 self._unsuspended = 0
-                await anyio.lowlevel.checkpoint()
+                await backend.checkpoint()
             if self._came is not None:
                 self._account()
             turns = 0
@@ -91,7 +90,7 @@ class Source:
                 if not self.pollable:
                     await self._fill_in_thread(backend)
                 elif turns % LARGE_TURNS == 0:
-                    await anyio.lowlevel.checkpoint()
+                    await backend.checkpoint()
                 elif self._more:
                     self.fill()
                 elif not self._patience.pays_off(self.fill):
@@ -110,17 +109,15 @@ class Source:
 
     def _bind(self) -> Backend:
         """Belong to the running loop; an earlier one is left."""
-        old = self._backend
         self._backend = current_backend()
         if self._stop_watching is not None:
-            assert isinstance(old, AsyncioBackend)
             stop, self._stop_watching = self._stop_watching, None
             stop(lambda: None)
         return self._backend
 
     async def _wait(self, backend: Backend, ready: Callable[[], bool]) -> None:
-        if isinstance(backend, AsyncioBackend):
-            await self._wait_registered(backend, ready)
+        if backend.loop is not None:
+            await self._wait_registered(backend, backend.loop, ready)
             return
         try:
             await backend.wait_readable(self.fd)
@@ -128,9 +125,11 @@ class Source:
             if not self.closed:  # else that is what woke us
                 raise
 
-    async def _wait_registered(self, backend: AsyncioBackend, ready: Callable[[], bool]) -> None:
+    async def _wait_registered(
+        self, backend: Backend, loop: asyncio.AbstractEventLoop, ready: Callable[[], bool]
+    ) -> None:
         self._ready = ready
-        self._waiter = backend.loop.create_future()
+        self._waiter = loop.create_future()
         if self._stop_watching is None:
             self._stop_watching = backend.watch(
                 self.fd, functools.partial(self._on_readable, backend)
@@ -140,7 +139,7 @@ class Source:
         finally:
             self._waiter = None
 
-    def _on_readable(self, backend: AsyncioBackend) -> None:
+    def _on_readable(self, backend: Backend) -> None:
         """The loop's callback. With nobody waiting it unregisters, to be heard no more."""
         if backend is not self._backend:  # we moved to another loop, which this one hears late
             return

@@ -11,8 +11,6 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-import anyio
-
 from . import guard_main, ownership
 from .backend import Backend
 
@@ -36,6 +34,8 @@ Steps = Generator[Wait, None, T]
 
 async def run_in_loop(steps: Steps[T], backend: Backend) -> T:
     """What ``steps`` answers. Cancellation closes it."""
+    import anyio
+
     try:
         wait = next(steps)
         while True:
@@ -51,6 +51,8 @@ async def run_in_loop(steps: Steps[T], backend: Backend) -> T:
 
 async def readable(fd: int, backend: Backend) -> None:
     if fd < 0:
+        import anyio
+
         await anyio.sleep_forever()
     copy = os.dup(fd)  # other tasks may wait for the same
     ownership.own(copy)

@@ -11,9 +11,6 @@ from collections.abc import Awaitable, Callable
 from types import FunctionType, TracebackType
 from typing import Final, Self, TypeVar, get_args
 
-import anyio
-import anyio.lowlevel
-
 from ..errors import ForkUnavailableError, UsageError, WorkerDied, WorkerStartError
 from ..wire.framing import MAX_PAYLOAD_SIZE, checked_limit
 from . import guard_main, signals
@@ -74,8 +71,9 @@ async def run(
         raise ForkUnavailableError(
             "run() forks, and this platform has no fork: use Linux or macOS (on Windows, WSL)"
         )
-    await anyio.lowlevel.checkpoint()
-    name = backend or current_backend().name
+    here = current_backend()
+    await here.checkpoint()
+    name = backend or here.name
     options = Options(name, grace, max_message_size, close_fds, capture_stderr)
     return start_worker(f, arg, options)
 
@@ -244,8 +242,10 @@ class ProcessWorker:
         Raises :exc:`UsageError` in a process that did not start the worker.
         """
         self._check_process()
-        await anyio.lowlevel.checkpoint()
+        import anyio
+
         backend = current_backend()
+        await backend.checkpoint()
         ended = anyio.Event()
 
         def wake() -> None:
@@ -273,6 +273,8 @@ class ProcessWorker:
         await current_backend().uninterrupted(self._close)
 
     async def _close(self) -> None:
+        import anyio
+
         try:
             self._input.close()
             with anyio.move_on_after(self._child.grace):

@@ -13,16 +13,16 @@ import select
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Final
-
-import anyio
-import anyio.lowlevel
+from typing import TYPE_CHECKING, Final
 
 from ..errors import ChannelBusyError, ProcessWorkerIPCError
 from ..wire.framing import BUFFER_SIZE, END_AT_EDGE, WRITE_OK, EndOfFile, WriteOk
 from . import descriptors
 from .backend import Backend, current_backend
 from .waiting import FAIR_TURNS, LARGE_TURNS, Patience, Use
+
+if TYPE_CHECKING:
+    import anyio
 
 __all__ = ["Parts", "Sink"]
 
@@ -75,7 +75,7 @@ class Sink:
             self._unsuspended += 1
             if self._unsuspended > FAIR_TURNS:
                 self._unsuspended = 0
-                await anyio.lowlevel.checkpoint()  # with the turn, so that nobody overtakes
+                await backend.checkpoint()  # with the turn, so that nobody overtakes
             if self._rest or self._failure is not None:
                 await self._finish()
                 self._raise_failure()
@@ -100,6 +100,8 @@ class Sink:
 
     async def wait_idle(self) -> None:
         """Refuse new messages, and wait until those begun are out."""
+        import anyio
+
         self.closing = True
         while self._thread_turn.locked():  # noqa: ASYNC110  nothing tells when a thread is done
             await anyio.sleep(THREADS_TURN)
@@ -129,6 +131,8 @@ class Sink:
     async def _wait_for_turn(self) -> None:
         if self._thread_turn.locked():
             raise self._busy()
+        import anyio
+
         event = anyio.Event()
         self._queue.append(event)
         try:
@@ -161,7 +165,8 @@ class Sink:
         while (done := self._advance()) is None:
             turns += 1
             if self._paused or turns % LARGE_TURNS == 0:
-                await anyio.lowlevel.checkpoint()
+                assert self._backend is not None
+                await self._backend.checkpoint()
             elif not self._patience.pays_off(self._writable):
                 self._unsuspended = 0
                 try:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 import signal
 import struct
 import sys
@@ -52,6 +51,8 @@ class Program:
                 'command is a list of the program and its arguments, ["node", "plugin.mjs"], not '
                 f"{command!r}"
             )
+        import shutil  # which takes others along, and is for hosts
+
         arguments = tuple(os.fspath(part) for part in command)
         if shutil.which(arguments[0]) is None:
             raise UsageError(f"there is no program {arguments[0]!r} that could be run")

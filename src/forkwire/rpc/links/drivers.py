@@ -16,8 +16,6 @@ import time
 from collections.abc import Callable
 from typing import Final, Protocol
 
-import anyio
-
 from ...errors import ProcessWorkerIPCError
 from ...process.backend import Backend
 from ...process.waiting import Patience, this_threads_waker, wait_for_any
@@ -129,6 +127,8 @@ class LoopDriver(Conditions):
 
     async def roomy(self) -> None:
         """Until what waits to be written is little, or nobody reads it any more. In the loop."""
+        import anyio
+
         outbox = self.link.outbox
         while outbox.crowded and not outbox.gone:
             event = anyio.Event()
