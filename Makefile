@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest
 
 CHECKS := check-lint check-format check-mypy check-pyright check-imports
 
-.PHONY: demo test long cpython-tests check $(CHECKS) test-all peers ssh fuzz bench clean
+.PHONY: demo test long cpython-tests check $(CHECKS) test-all peers ssh fuzz soak bench clean
 
 demo: $(VENV)/.test
 	$(BIN)/forkwire demo
@@ -66,6 +66,13 @@ fuzz: $(VENV)/.test
 		$(BIN)/python tests/fuzz/run.py $$target -max_total_time=$$(($(SECONDS) / 4)) -timeout=5 \
 			-rss_limit_mb=1500 -max_len=65536 -artifact_prefix=tests/fuzz/findings/ || exit 1; \
 	done
+
+# BACKEND is asyncio, uvloop or trio; START is template, fork or exec.
+BACKEND ?= asyncio
+START ?= template
+soak: SECONDS := 60
+soak: $(VENV)/.test
+	$(BIN)/python tests/soak/soak.py --seconds $(SECONDS) --backend $(BACKEND) --start $(START)
 
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/pingpong.py
