@@ -41,6 +41,17 @@ async def test_move_on_after(function: str) -> None:
         assert await worker.call("pid") == pid
 
 
+@pytest.mark.parametrize("start", ["fork", "exec", "template"])
+async def test_with_close_fds(start: Any) -> None:
+    """The pipe that interrupts a plain function is not among the files that are let go."""
+    async with worker_of(start=start, close_fds=True) as worker:
+        pid = await worker.call("pid")
+        with anyio.move_on_after(0.05) as scope:
+            await worker.call("spin")
+        assert scope.cancelled_caught
+        assert await worker.call("pid") == pid
+
+
 @STOPPABLE
 async def test_fail_after(function: str) -> None:
     """Raises the scope's own TimeoutError, whichever side was first."""

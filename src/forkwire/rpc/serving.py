@@ -63,6 +63,10 @@ class Start:
     initializer: str | Callable[..., object] | None = None  # or "module:name"
     initargs: Sequence[object] = ()
 
+    def fileno(self) -> int:
+        """What the worker keeps with ``close_fds`` beside its own ends: the control pipe."""
+        return -1 if self.control is None else self.control.fileno()
+
 
 def serve(input_: InputChannel, output: OutputChannel, start: Start) -> None:
     """Serve until the host is gone, or SIGTERM. In the main thread of a process of its own.
