@@ -10,6 +10,7 @@ import datetime
 import decimal
 import fractions
 import http
+import inspect
 import ipaddress
 import pathlib
 import re
@@ -130,6 +131,28 @@ def test_limits_are_those_of_the_code() -> None:
     assert rows["grace"] == "2 s"
 
 
+def test_defaults_of_pools_are_those_of_the_code() -> None:
+    """Where the guide of pools writes a default as code, it is what the code has."""
+    guide = (DOCS / "pools.md").read_text()
+    rows = [code(line[1:].strip()) for line in guide.splitlines() if line.startswith("| `")]
+    found = {
+        name: value
+        for row in rows
+        for name, value in re.findall(r"(\w+)=([\d.]+|\"\w+\")", row)
+        if "(" not in row or "Health(interval=15" in row
+    }
+    defaults = {
+        **{field.name: field.default for field in dataclasses.fields(forkwire.Restart)},
+        **{field.name: field.default for field in dataclasses.fields(forkwire.Health)},
+        "idle": inspect.signature(forkwire.open_pool).parameters["idle"].default,
+    }
+    told = {name: ast.literal_eval(value) for name, value in found.items() if name in defaults}
+    assert len(told) == 8
+    assert told == {name: defaults[name] for name in told}
+    poison = inspect.signature(forkwire.open_pool).parameters["poison"].default
+    assert f"`poison={poison}`" in guide
+
+
 @pytest.mark.parametrize("guide", sorted(DOCS.glob("*.md")), ids=lambda path: path.stem)
 def test_every_python_block_is_python(guide: Path) -> None:
     """Each at least compiles, with top-level await allowed."""
@@ -137,7 +160,9 @@ def test_every_python_block_is_python(guide: Path) -> None:
         compile(source, str(guide), "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
 
 
-def test_names_in_the_guide_exist() -> None:
+@pytest.mark.parametrize("guide", ["calls", "pools"])
+def test_names_in_the_guide_exist(guide: str) -> None:
     """Whatever is written as ``forkwire.name``."""
-    for name in re.findall(r"forkwire\.(?:sync\.)?(\w+)\b", CALLS):
+    text = (DOCS / f"{guide}.md").read_text()
+    for name in re.findall(r"forkwire\.(?:sync\.)?(\w+)\b", text):
         assert hasattr(forkwire, name) or hasattr(sync, name), name
