@@ -144,6 +144,53 @@ def test_sigterm_interrupts_what_runs(tmp_path: Path) -> None:
             worker.call("add", 1, 2)
 
 
+@pytest.mark.parametrize("front", ["by name", "itself"])
+def test_a_fresh_interpreter_is_initialized(front: str) -> None:
+    """With what the initializer is to be given, however large."""
+    top_level = importlib.import_module("plain")
+    given: Any = "plain:begin" if front == "by name" else top_level.begin
+    values = [1, "two", b"3" * 200_000, [4.5]]
+    with blocking.open_worker("plain", start="exec", initializer=given, initargs=values) as worker:
+        assert worker.call("begun") == values
+
+
+def test_an_initializer_that_raises_in_a_fresh_interpreter() -> None:
+    """It is why there is no service."""
+    with (
+        pytest.raises(ValueError, match="boo"),
+        blocking.open_worker("plain", start="exec", initializer="plain:begin", initargs=["boo"]),
+    ):
+        raise AssertionError
+
+
+def test_an_initializer_that_cannot_be_imported() -> None:
+    """A fresh interpreter has no way to it, and a program has its own."""
+    with pytest.raises(forkwire.UsageError, match="cannot be imported"):
+        blocking.open_worker("plain", start="exec", initializer=lambda: None)
+    with pytest.raises(forkwire.UsageError, match="is for services"):
+        blocking.open_worker(command=["true"], initializer="plain:begin")
+
+
+async def test_a_fresh_interpreter_has_the_loop_that_runs_here(
+    anyio_backend: tuple[str, dict[str, Any]],
+) -> None:
+    """As a forked one has."""
+    async with open_worker("mixed", start="exec") as worker:
+        expected = "trio" if anyio_backend[0] == "trio" else "asyncio"
+        if anyio_backend[1].get("use_uvloop"):
+            expected = "uvloop"
+        assert await worker.call("loop") == expected
+
+
+def test_a_fresh_interpreter_has_the_limit_of_its_host() -> None:
+    """In its greeting: what is above is not sent."""
+    with (
+        blocking.open_worker("plain", start="exec", max_message_size=5000) as worker,
+        pytest.raises(forkwire.ValueEncodeError, match="above the 5000"),
+    ):
+        worker.call("echo", b"x" * 6000)
+
+
 # -- command= ---------------------------------------------------------------------------------
 
 

@@ -26,6 +26,7 @@ __all__ = ["FDS", "Program", "execute"]
 # (protocol-spec/3-calls.md).
 FDS: Final = "FORKWIRE_FDS"
 CONTROL: Final = "FORKWIRE_CONTROL_FD"
+GIVEN: Final = "FORKWIRE_GIVEN_FD"  # what a host of ours has to say beside the command line
 
 # A greeting names what is offered, and has no reason to be larger; text read as a size has.
 LARGEST_GREETING: Final = 16 * 1024 * 1024  # bytes
@@ -93,18 +94,33 @@ def execute(input_: InputChannel, output: OutputChannel, start: Start) -> None:
     program = start.target
     assert isinstance(program, Program)
     environment = {**os.environ, **program.environment}
-    for name in (FDS, CONTROL):  # a host may itself be a worker
+    for name in (FDS, CONTROL, GIVEN):  # a host may itself be a worker
         environment.pop(name, None)
     ends = [input_.fileno(), output.fileno()]
     if not program.stdio:
         environment[FDS] = "3,4"
     if program.controlled and start.control is not None:
-        ends.append(start.control.child_fd)
-        environment[CONTROL] = "5"
+        ends += [start.control.child_fd, file_of(start.given)]
+        environment |= {CONTROL: "5", GIVEN: "6"}
     for number in (signal.SIGTERM, signal.SIGPIPE):
         signal.signal(number, signal.SIG_DFL)
     keep(ends, 0 if program.stdio else 3)
     os.execvpe(program.arguments[0], program.arguments, environment)
+
+
+def file_of(data: bytes) -> int:
+    """A file without a name, to be read from its beginning."""
+    if hasattr(os, "memfd_create"):
+        fd = os.memfd_create("forkwire", os.MFD_CLOEXEC)
+    else:
+        import tempfile
+
+        with tempfile.TemporaryFile() as file:
+            fd = os.dup(file.fileno())
+    with open(fd, "wb", closefd=False) as file:
+        file.write(data)
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
 
 
 def keep(ends: Sequence[int], first: int) -> None:

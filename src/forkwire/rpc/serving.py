@@ -62,6 +62,7 @@ class Start:
     limits: Limits = field(default_factory=Limits)
     initializer: str | Callable[..., object] | None = None  # or "module:name"
     initargs: Sequence[object] = ()
+    given: bytes = b""  # for a fresh interpreter: the same as JSON
 
     def fileno(self) -> int:
         """What the worker keeps with ``close_fds`` beside its own ends: the control pipe."""

@@ -118,7 +118,9 @@ def settings_of(
         target = named(service, local)
     else:
         target = local or service
-    if initializer is not None and method == "template":
+    if initializer is not None and command is not None:
+        raise UsageError("initializer= is for services: a program has its own way to begin")
+    if initializer is not None and method in ("template", "exec"):
         initializer = name_of_function(initializer)
     return Settings(
         start=method,

@@ -7,12 +7,14 @@ done from here where there is none: on another machine, or beside a host in anot
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, NoReturn, get_args
+from typing import Any, Final, NoReturn, get_args
 
 from ..errors import ForkwireError, UsageError
 from ..process import child, descriptors, guard
@@ -20,8 +22,11 @@ from ..process.backend import BackendName
 from ..process.cancelling import Termination, listen_in_plain_code
 from ..process.channels import InputChannel, OutputChannel
 from ..process.worker import DEFAULT_GRACE, LONGEST_GRACE
+from ..wire.framing import MAX_PAYLOAD_SIZE
+from .data import codec
 from .interrupts.control_pipe import ControlPipe
-from .programs import CONTROL, FDS
+from .links.link import Limits
+from .programs import CONTROL, FDS, GIVEN
 from .serving import Start, serve
 from .telling.output import print_at_once
 
@@ -55,7 +60,7 @@ def main(arguments: Sequence[str]) -> NoReturn:
             control = control_of(os.environ)
             if control is None:
                 control = be_on_our_own(input_.fileno(), options.grace)
-            serve(input_, output_, start_of(options, control))
+            serve(input_, output_, start_of(options, control, given_in(os.environ)))
         status = 0
     except UsageError as error:
         print(f"forkwire serve: {error}\n\n{HELP}", end="", file=sys.stderr)
@@ -117,15 +122,38 @@ def seconds_of(text: str) -> float:
     return seconds
 
 
-def start_of(options: Options, control: ControlPipe) -> Start:
+def start_of(options: Options, control: ControlPipe, given: Mapping[str, Any]) -> Start:
+    """``given``: what a host of ours has said, and wants as it is."""
     return Start(
         options.service,
-        options.service,
-        options.backend,
+        given.get("label", options.service),
+        given.get("backend", options.backend),
         options.threads,
         control,
         ask_log_level=True,
+        limits=Limits(given.get("limit", MAX_PAYLOAD_SIZE)),
+        initializer=given.get("initializer"),
+        initargs=initargs_in(given),
     )
+
+
+def given_in(environment: Mapping[str, str]) -> Mapping[str, Any]:
+    number = environment.get(GIVEN, "")
+    if not number.isdecimal():
+        return {}
+    with open(int(number), "rb") as file:
+        given: Mapping[str, Any] = json.load(file)
+    return given
+
+
+def initargs_in(given: Mapping[str, Any]) -> Sequence[object]:
+    if "initargs" not in given:
+        return ()
+    body, attachments = given["initargs"]
+    found: Sequence[object] = codec.decode(
+        base64.b64decode(body), [base64.b64decode(each) for each in attachments]
+    )
+    return found
 
 
 def be_on_our_own(link: int, grace: float) -> ControlPipe:

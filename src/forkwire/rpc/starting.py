@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import sys
 from typing import Any, Final
 
@@ -61,6 +62,7 @@ def forked(settings: Settings, control: ControlPipe, backend: Backend) -> Proces
     if isinstance(settings.target, Program):
         options.executes = True
         options.capture_stdout = not settings.target.stdio
+        given.given = for_interpreter(given)
     control.lend()
     return start_worker(
         execute if options.executes else serve,
@@ -70,6 +72,19 @@ def forked(settings: Settings, control: ControlPipe, backend: Backend) -> Proces
         sinks=output.sinks(trusted=settings.limits.trusted),
         backend=backend,
     )
+
+
+def for_interpreter(start: Start) -> bytes:
+    """What its command line does not say."""
+    body, attachments = codec.encode(list(start.initargs))
+    given = {
+        "label": start.name,
+        "backend": start.backend,
+        "limit": start.limits.message,
+        "initializer": start.initializer,
+        "initargs": [encoded(body), [encoded(each) for each in attachments]],
+    }
+    return json.dumps(given).encode()
 
 
 def from_template(

@@ -151,6 +151,20 @@ def modules() -> list[str]:
     return sorted(sys.modules)
 
 
+_begun: list[Any] = []
+
+
+def begin(*args: Any) -> None:
+    """An initializer."""
+    if args == ("boo",):
+        raise ValueError("boo")
+    _begun.extend(args)
+
+
+def begun() -> list[Any]:
+    return _begun
+
+
 def environment(name: str) -> str | None:
     return os.environ.get(name)
 
