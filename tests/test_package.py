@@ -69,6 +69,16 @@ def test_importing_brings_in_no_extra(module: str) -> None:
     assert result.stdout.strip() == "[]"
 
 
+def test_importing_all_starts_no_thread() -> None:
+    """With an extra installed neither: each fork after it would be one beside threads."""
+    code = (
+        "from forkwire import *; import sys, threading; "
+        "print(examine_fork(), {'joblib', 'numpy'} & sys.modules.keys())"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (result.stdout, result.stderr) == ("safe to fork: no other thread runs set()\n", "")
+
+
 def test_the_package_is_marked_as_typed() -> None:
     """Type checkers read the annotations of an installed copy."""
     assert (Path(forkwire.__file__).parent / "py.typed").is_file()

@@ -47,10 +47,10 @@ if TYPE_CHECKING:
     from .pool.executor import ProcessExecutor
     from .pool.executor_engine import ExecutorStatistics
     from .pool.histogram import Histogram
-    from .pool.joblib_backend import register_joblib
     from .pool.lease import LentWorker
     from .pool.policy import Health, Recycle, Restart
     from .pool.pool import Pool, open_pool
+    from .pool.registering import register_joblib
     from .pool.statistics import MethodStatistics, PoolStatistics
     from .rpc.caller.calls import Calls, CurrentCall, current_call
     from .rpc.caller.streams import Stream
@@ -81,7 +81,7 @@ UPPER = {
     "open_worker": "rpc.worker",
     "propagate": "rpc.telling.context",
     "register": "rpc.exceptions.describing",
-    "register_joblib": "pool.joblib_backend",
+    "register_joblib": "pool.registering",
 }
 
 __all__ = [

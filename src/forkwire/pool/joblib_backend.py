@@ -20,7 +20,7 @@ from joblib._parallel_backends import FallbackToBackend  # isort: skip
 from .executor import ProcessExecutor
 from .executor_service import set_environment
 
-__all__ = ["NAME", "ForkwireBackend", "register_joblib"]
+__all__ = ["NAME", "ForkwireBackend", "register"]
 
 NAME: Final = "forkwire"
 
@@ -39,14 +39,8 @@ OPTIONS: Final = frozenset(
 )
 
 
-def register_joblib(*, default: bool = False) -> None:
-    """Have joblib know the backend ``"forkwire"``; ``default``: and use it unless told otherwise.
-
-    ``with joblib.parallel_config(backend="forkwire", n_jobs=4)`` then runs all that is parallel
-    by joblib, scikit-learn too, in workers of a :class:`forkwire.ProcessExecutor`. Its options
-    (``retries``, ``start``, ``grace``, ``start_timeout``, ``max_tasks_per_child``) may be given
-    there. Raises ImportError where joblib is not installed.
-    """
+def register(*, default: bool) -> None:
+    """What :func:`forkwire.register_joblib` does."""
     register_parallel_backend(NAME, ForkwireBackend, make_default=default)
 
 

@@ -55,7 +55,7 @@ async def count_later(n: int) -> AsyncIterator[int]:
 
 
 def pids() -> list[int]:
-    """This process, its parent, and the one that imported this module."""
+    """Of this process, its parent, and the one that imported this module."""
     return [os.getpid(), os.getppid(), _made_in]
 
 
