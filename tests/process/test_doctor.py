@@ -220,7 +220,7 @@ class Prying:
         return {}
 
     @property  # type: ignore[misc]
-    def __class__(self) -> type:
+    def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride]
         self.asked.append("__class__")
         return Prying
 
@@ -248,7 +248,7 @@ def test_none_of_their_code_is_run() -> None:
 
     class Named(threading.Thread):
         @property
-        def name(self) -> str:
+        def name(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
             told.append("name")
             return "?"
 

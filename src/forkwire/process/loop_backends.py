@@ -122,7 +122,7 @@ class TrioBackend:
     """A trio run."""
 
     name: BackendName = "trio"
-    loop: Final = None
+    loop: asyncio.AbstractEventLoop | None = None
 
     def __init__(self) -> None:
         import trio
