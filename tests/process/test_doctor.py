@@ -248,12 +248,12 @@ def test_none_of_their_code_is_run() -> None:
 
     class Named(threading.Thread):
         @property
-        def name(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        def name(self) -> str:
             told.append("name")
             return "?"
 
         @name.setter
-        def name(self, name: str) -> None:
+        def name(self, name: str) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
             told.append("name")
 
     entered, release = threading.Event(), threading.Event()
