@@ -6,7 +6,6 @@ workers are the engine's.
 
 from __future__ import annotations
 
-import contextvars
 import os
 import weakref
 from collections import deque
@@ -22,7 +21,8 @@ from ..process.worker import DEFAULT_GRACE, check_options
 from ..rpc.references import no_template
 from ..rpc.settings import START_TIMEOUT, StartMethod, check_others
 from ..rpc.telling import context
-from .executor_engine import Engine, ExecutorStatistics, Plan
+from .executor_engine import Engine, ExecutorStatistics
+from .executor_member import Plan
 from .executor_service import run_chunk
 from .executor_work import StoppableFuture, Work
 
@@ -131,9 +131,8 @@ class ProcessExecutor(Executor):
         ``BrokenProcessPool`` where workers cannot be started.
         """
         engine = self._engine
-        carried = None if context.capture() is None else contextvars.copy_context()
         future: Future[Any] = StoppableFuture() if engine.plan.cancel_running else Future()
-        work = Work(future, fn, args, kwargs, self._retries, carried)
+        work = Work(future, fn, args, kwargs, self._retries, context.capture())
         engine.submit(work)
         return future
 

@@ -1,8 +1,8 @@
-"""What an executor runs on: an event loop in a thread of its own, a task for each worker.
+"""What an executor runs on: an event loop in a thread of its own, and one queue of calls.
 
-Calls wait in one queue here, not at a worker, so that one that has not begun can be cancelled. A
-worker is started when there is a call and none is idle. Knows workers and calls, and not the
-executor itself, which may be collected while this goes on.
+Calls wait here, not at a worker, so that one that has not begun can be cancelled. A worker is
+started when there is a call and none is idle. Knows nothing of the executor itself, which may be
+collected while this goes on.
 """
 
 from __future__ import annotations
@@ -14,48 +14,24 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from multiprocessing import process
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Final
 
 from ..errors import UsageError, WorkerClosedError, WorkerDied
-from ..rpc.settings import StartMethod
-from ..rpc.worker import Worker, open_worker
-from . import executor_service as service
 from .executor_errors import ExecutorBrokenError, ExecutorWorkerDied
-from .executor_work import StoppableFuture, Work, answer, logger
-from .pickling import Packed, pack
+from .executor_member import Counters, Member, Plan
+from .executor_work import Work, logger
 
-__all__ = ["Engine", "ExecutorStatistics", "Plan"]
-
-SERVICE: Final = service.__name__
-# What workers import sooner or later, if it is there.
-USED: Final = ("multiprocessing.process", "cloudpickle")
+__all__ = ["Engine", "ExecutorStatistics"]
 
 THREAD: Final = "forkwire: executor"
 
 # Starts that fail one after the other, until the executor gives up: an initializer that raises
 # does so again. Where none ever succeeded it gives up at once.
 ATTEMPTS: Final = 5
-TERMINATED: Final = "the executor's workers were terminated before this call began"
 BACKOFF: Final = 0.1  # seconds after the first failure, doubled for each further one
 
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What the workers are, and what becomes of calls; `ProcessExecutor` says what each means."""
-
-    workers: int
-    start: StartMethod
-    preload: tuple[str, ...]
-    initializer: Callable[..., object] | None
-    initargs: tuple[object, ...]
-    tasks_per_worker: int | None
-    cancel_running: bool
-    name: str
-    grace: float
-    start_timeout: float
-    logging: bool
+TERMINATED: Final = "the executor's workers were terminated before this call began"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,24 +52,6 @@ class ExecutorStatistics:
     retries: int
 
 
-@dataclass(eq=False, slots=True)
-class Member:
-    """One worker's place."""
-
-    worker: Worker | None = None
-    work: Work | None = None
-    wake: asyncio.Event = field(default_factory=asyncio.Event)
-    task: asyncio.Task[None] | None = None
-    calls: int = 0
-    spent: bool = False  # takes no more calls
-
-    @property
-    def alive(self) -> bool:
-        """Whether its worker can take a call."""
-        worker = self.worker
-        return worker is not None and worker.returncode is None and worker.died is None
-
-
 class Engine:
     """The queue, the loop and the workers. What it is asked for, any thread may ask."""
 
@@ -110,14 +68,15 @@ class Engine:
         self._pending: Final[deque[Work]] = deque()
         self._committed: Final[deque[Work]] = deque()  # run, as far as their futures know
         self._woken = False
-        self._members: Final[set[Member]] = set()  # that count as workers
-        self._tasks: Final[set[asyncio.Task[None]]] = set()  # of those, and of ending ones
+        self._members: Final[set[Member]] = set()  # that take calls, or will
+        self._starting: Final[dict[Member, asyncio.Task[None]]] = {}
+        self._tasks: Final[set[asyncio.Task[None]]] = set()  # also of workers that end
         self._idle: Final[list[Member]] = []
         self._failures = 0
         self._proven = False
         self._paused = False
         self._over: asyncio.Event | None = None
-        self._calls = self._deaths = self._retries = 0
+        self.counters: Final = Counters()
 
     # -- from any thread ----------------------------------------------------------------------
 
@@ -144,23 +103,23 @@ class Engine:
                 self._start_thread()
             self._pending.append(work)
         if not self._woken:
-            self._tell(self._wake)
+            self.tell(self._wake)
 
     def close(self, *, cancel_pending: bool = False) -> None:
         """No new calls; the workers end when those that wait have been run."""
         with self._lock:
             self.closing = True
-        self._tell(self._cancel_pending if cancel_pending else self._wake)
+        self.tell(self._cancel_pending if cancel_pending else self._wake)
 
     def abandon(self) -> None:
         """Nobody has the executor any more. Locks nothing: a collection may come anywhere."""
         if self.pid == os.getpid():
             self.closing = True
-            self._tell(self._wake)
+            self.tell(self._wake)
 
     def end_workers(self, *, kill: bool) -> None:
         """End the workers now, with whatever they do. After `close`."""
-        self._tell(functools.partial(self._end_workers, kill))
+        self.tell(functools.partial(self._end_workers, kill))
 
     def join(self) -> None:
         """Wait until all has ended."""
@@ -176,12 +135,12 @@ class Engine:
         pids = sorted(each.worker.pid for each in members if each.worker and each.alive)
         return ExecutorStatistics(
             pids=tuple(pids),
-            starting=sum(each.worker is None for each in members),
+            starting=len(self._starting),
             pending=len(self._pending) + len(self._committed),
             running=sum(each.work is not None for each in members),
-            calls=self._calls,
-            deaths=self._deaths,
-            retries=self._retries,
+            calls=self.counters.calls,
+            deaths=self.counters.deaths,
+            retries=self.counters.retries,
         )
 
     def _start_thread(self) -> None:
@@ -196,7 +155,8 @@ class Engine:
         self.thread = thread
         engines.running[self] = None
 
-    def _tell(self, function: Callable[[], object]) -> None:
+    def tell(self, function: Callable[[], object]) -> None:
+        """Have it called in the loop."""
         loop = self._loop
         if loop is not None:
             with contextlib.suppress(RuntimeError):  # closed: all has ended
@@ -231,19 +191,22 @@ class Engine:
     def _dispatch(self) -> None:
         """Give what waits to whoever is idle, and see that there are enough workers."""
         while self._idle and (self._committed or self._pending):
-            member = self._idle.pop()
-            if member.alive:
-                member.work = self._take()
-            member.wake.set()
+            self._idle.pop().proceed()
         if not self._paused and not self._terminated:
             self._grow()
         if self.closing and not self._pending and not self._committed:
-            while self._idle:
-                self._idle.pop().wake.set()
+            self._dismiss()
+
+    def _dismiss(self) -> None:
+        """Those that wait need not wait any more."""
+        idle = [*self._idle]
+        self._idle.clear()
+        for member in idle:
+            member.proceed()
 
     def _grow(self) -> None:
         """Start a worker for each call that has none, and commit so many calls to them."""
-        starting = sum(member.worker is None for member in self._members)
+        starting = len(self._starting)
         room = self.plan.workers - len(self._members)
         waiting = len(self._pending) + len(self._committed)
         for _ in range(min(waiting - starting, room)):
@@ -252,7 +215,7 @@ class Engine:
         while len(self._committed) < starting and (work := self._next_pending()) is not None:
             self._committed.append(work)
 
-    def _take(self) -> Work | None:
+    def take(self) -> Work | None:
         """The next call that is to be run."""
         while self._committed:
             work = self._committed.popleft()
@@ -275,58 +238,56 @@ class Engine:
             future.set_running_or_notify_cancel()
         self._wake()
 
+    # -- workers ------------------------------------------------------------------------------
+
     def _add_member(self) -> None:
-        member = Member()
+        member = Member(self.plan, self)
         self._members.add(member)
-        member.task = asyncio.create_task(self._live(member), name="forkwire: executor's worker")
-        self._tasks.add(member.task)
-        member.task.add_done_callback(functools.partial(self._member_ended, member))
-
-    def _member_ended(self, member: Member, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        self._members.discard(member)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("forkwire: a worker of an executor", exc_info=error)
-        self._wake()
-
-    # -- one worker ---------------------------------------------------------------------------
+        task = asyncio.create_task(self._live(member), name="forkwire: worker of an executor")
+        self._starting[member] = task
+        self.look_after(task)
 
     async def _live(self, member: Member) -> None:
         try:
-            async with self._open() as worker:
-                await self._set_up(worker)
-                member.worker = worker
-                self._failures, self._proven = 0, True
-                await self._serve(member, worker)
-                self._members.discard(member)  # another may be started while this one ends
-                self._wake()
+            await member.live()
         except Exception as error:
-            if member.worker is not None:
-                raise
-            self._start_failed(error)
+            if member.worker is None:
+                self._start_failed(error)
+            else:
+                logger.exception("forkwire: the end of a worker of an executor")
+        finally:
+            self._starting.pop(member, None)
+            self._members.discard(member)
 
-    def _open(self) -> Worker:
-        plan = self.plan
-        inherits = plan.start == "fork" and plan.initializer is not None
-        return open_worker(
-            SERVICE,
-            start=plan.start,
-            preload=(*plan.preload, *USED) if plan.start == "template" else (),
-            initializer=service.initialize if inherits else None,
-            initargs=(plan.initializer, plan.initargs) if inherits else (),
-            name=plan.name,
-            grace=plan.grace,
-            start_timeout=plan.start_timeout,
-            logging=plan.logging,
-        )
+    def look_after(self, task: asyncio.Task[None]) -> None:
+        """Not to end before it has."""
+        self._tasks.add(task)
+        task.add_done_callback(self._task_ended)
 
-    async def _set_up(self, worker: Worker) -> None:
-        plan = self.plan
-        inherited = plan.start == "fork"
-        first = (None, ()) if inherited else (plan.initializer, plan.initargs)
-        key = bytes(process.current_process().authkey)
-        packed = pack((key, inherited, *first), inherited=inherited)
-        answer(await worker.call("set_up", packed), "the initializer")
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()
+        self._wake()
+
+    def started(self, member: Member) -> None:
+        """A worker is there."""
+        self._starting.pop(member, None)
+        self._failures, self._proven = 0, True
+
+    def idle(self, member: Member) -> bool:
+        """Whether it is to wait for a call."""
+        if self.closing or self.broken:
+            return False
+        self._idle.append(member)
+        return True
+
+    def lost(self, member: Member) -> None:
+        """A worker takes no more calls: another may be started while it ends."""
+        self._members.discard(member)
+        if member in self._idle:
+            self._idle.remove(member)
+        self._wake()
 
     def _start_failed(self, error: Exception) -> None:
         self._failures += 1
@@ -346,10 +307,9 @@ class Engine:
         """Give up: no worker can be started."""
         with self._lock:
             self.broken = self.broken or error
-        while (work := self._take()) is not None:
+        while (work := self.take()) is not None:
             work.fail(self._why_broken())
-        while self._idle:
-            self._idle.pop().wake.set()
+        self._dismiss()
 
     def _why_broken(self) -> ExecutorBrokenError:
         error = ExecutorBrokenError(
@@ -359,76 +319,24 @@ class Engine:
         error.__cause__ = self.broken
         return error
 
-    async def _serve(self, member: Member, worker: Worker) -> None:
-        """One call after the other, until there is none or the worker is not to have more."""
-        while not member.spent and member.alive:
-            member.work = member.work or self._take()
-            if member.work is not None:
-                await self._perform(member, worker, member.work)
-                member.work = None
-            elif self.closing or self.broken:
-                return
-            else:
-                member.wake.clear()
-                self._idle.append(member)
-                await member.wake.wait()
-
-    async def _perform(self, member: Member, worker: Worker, work: Work) -> None:
-        try:
-            packed = work.pack(inherited=self.plan.start == "fork")
-        except BaseException as error:
-            work.fail(error)
+    def died(self, work: Work, error: WorkerDied | WorkerClosedError, *, begun: bool) -> None:
+        """A worker did, while it ran ``work``, or before it was sent that."""
+        self.counters.deaths += begun
+        if work.future.done():
             return
-        try:
-            reply = await self._call(worker, work, packed)
-        except (WorkerDied, WorkerClosedError) as error:
-            member.spent = True
-            self._died(work, error)
-        except asyncio.CancelledError:
-            if not work.future.cancelled():  # the loop ends
-                work.fail(WorkerClosedError(f"{work.label} was stopped: its executor has ended"))
-                raise
-        except Exception as error:
-            work.fail(error)
-        else:
-            if reply is not None:
-                work.settle(reply)
-        self._calls += 1
-        member.calls += 1
-        member.spent |= member.calls == self.plan.tasks_per_worker
-
-    async def _call(self, worker: Worker, work: Work, packed: Packed) -> list[Any] | None:
-        """What the worker answers; None for a call that was stopped."""
-        if work.context is None and not self.plan.cancel_running:
-            reply: list[Any] = await worker.call("run", packed)
-            return reply
-        call = asyncio.create_task(worker.call("run", packed), context=work.context)
-        future = work.future
-        if isinstance(future, StoppableFuture):
-            future.on_stop = lambda: self._tell(call.cancel)
-            if future.cancelled():  # before there was anything to stop
-                call.cancel()
-        try:
-            await asyncio.wait({call})
-            return None if call.cancelled() else call.result()
-        finally:
-            if isinstance(future, StoppableFuture):
-                future.on_stop = None
-
-    def _died(self, work: Work, error: WorkerDied | WorkerClosedError) -> None:
-        """The worker did, while it ran ``work``."""
-        self._deaths += 1
-        if work.future.cancelled():
+        if self._terminated or (begun and work.tries >= work.retries):
+            self._fail(work, error)
             return
-        if work.tries < work.retries and not self._terminated:
+        if begun:
             work.tries += 1
-            self._retries += 1
+            self.counters.retries += 1
             logger.warning(
                 "forkwire: %s is run again (%d of %d), since %s",
                 work.label, work.tries, work.retries, error,
             )  # fmt: skip
-            self._committed.appendleft(work)
-            return
+        self._committed.appendleft(work)
+
+    def _fail(self, work: Work, error: Exception) -> None:
         if isinstance(error, WorkerDied):
             error = ExecutorWorkerDied.of(error, work.label)
         if work.tries:
@@ -439,13 +347,12 @@ class Engine:
         self._terminated = True
         while self._committed:
             self._committed.popleft().fail(ExecutorBrokenError(TERMINATED))
+        for task in list(self._starting.values()):
+            task.cancel()
         for member in list(self._members):
-            if member.worker is None:
-                if member.task is not None:
-                    member.task.cancel()
-            elif kill:
+            if member.worker is not None and kill:
                 member.worker.kill()
-            else:
+            elif member.worker is not None:
                 member.worker.terminate()
         if not kill:
             loop = asyncio.get_running_loop()

@@ -84,15 +84,14 @@ def run(packed: Packed) -> list[Any]:
         raise
     except BaseException as error:
         return failure(RAISED, error)
-    label = label_of(function)
-    del function, args, kwargs
+    del args, kwargs
     try:
         return [VALUE, pack(result, inherited=Here.inherited)]
     except OURS:
         raise
     except BaseException as error:
         error.add_note(
-            f"forkwire: {label} did return, but its result, of type "
+            f"forkwire: {label_of(function)} did return, but its result, of type "
             f"{label_of(type(result))}, cannot be pickled"
         )
         return failure(RAISED, error)

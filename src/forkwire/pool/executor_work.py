@@ -6,7 +6,6 @@ Knows no worker and no loop.
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, InvalidStateError
@@ -52,7 +51,7 @@ class StoppableFuture(Future[Any]):
 
 
 class Work:
-    """A call that was submitted."""
+    """A call that was submitted. ``context``: what travels with it, from where that was."""
 
     __slots__ = ("args", "context", "function", "future", "kwargs", "retries", "tries")
 
@@ -63,7 +62,7 @@ class Work:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         retries: int,
-        context: contextvars.Context | None,
+        context: dict[str, object] | None,
     ) -> None:
         self.future: Final = future
         self.function: Final = function

@@ -8,6 +8,7 @@ worker; a worker imports it too, so it is light.
 
 from __future__ import annotations
 
+import copyreg
 import io
 import pickle
 import sys
@@ -122,7 +123,8 @@ def add_reducers(pickler: Any) -> None:
     """Pickle as multiprocessing's queues do, whose reducers libraries register at."""
     reduction = sys.modules.get("multiprocessing.reduction")
     if reduction is not None:
-        pickler.dispatch_table = reduction.ForkingPickler(io.BytesIO()).dispatch_table
+        more = getattr(reduction.ForkingPickler, "_extra_reducers", {})
+        pickler.dispatch_table = {**copyreg.dispatch_table, **more}
 
 
 def pack_by_value(value: object, beside: Beside, thing: Any, inherited: bool) -> bytes:
