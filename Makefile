@@ -79,6 +79,7 @@ bench: $(VENV)/.test
 	$(BIN)/python benchmarks/bulk.py
 	$(BIN)/python benchmarks/start.py
 	$(BIN)/python benchmarks/calling.py
+	$(BIN)/python benchmarks/executor.py
 
 clean:
 	rm -rf $(VENV) .venv-3.* build dist tests/peers/_build

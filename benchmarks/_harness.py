@@ -45,6 +45,8 @@ class Table:
     contenders: dict[str, Contender]
     payload: int = 0
     """Bytes an operation moves; 0 where only the time counts."""
+    baseline: str = BASELINE
+    """The name of the one that is compared against."""
     seconds: dict[str, list[float]] = field(default_factory=dict)
     loads: list[float] = field(default_factory=list)
 
@@ -55,7 +57,7 @@ class Table:
             self.seconds.setdefault(name, []).append(in_fresh_fork(contender, self.pinned))
 
     def rows(self) -> list[Row]:
-        baseline = self.seconds[BASELINE]
+        baseline = self.seconds[self.baseline]
         return [
             Row(
                 name=name,
@@ -218,7 +220,7 @@ def show(table: Table) -> None:
     width = max(map(len, table.contenders))
     print(f"{table.title} ({loads})")
     rate = "      MB/s" if table.payload else ""
-    print(f"{'':{width}}  median us       quartiles{rate}   times {BASELINE}")
+    print(f"{'':{width}}  median us       quartiles{rate}   times {table.baseline}")
     for row in table.rows():
         low, high = row.quartiles_us
         rate = f"{row.megabytes_per_second:10.0f}" if table.payload else ""

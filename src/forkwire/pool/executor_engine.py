@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ..errors import UsageError, WorkerClosedError, WorkerDied
+from .executor_ending import engines
 from .executor_errors import ExecutorBrokenError, ExecutorWorkerDied
 from .executor_member import Counters, Member, Plan
 from .executor_work import Work, logger
@@ -358,30 +359,3 @@ class Engine:
             loop = asyncio.get_running_loop()
             loop.call_later(self.plan.grace, self._end_workers, True)
         self._wake()
-
-
-class Engines:
-    """Those of this process that have not ended; at its end their calls are waited for."""
-
-    def __init__(self) -> None:
-        self.exiting = False
-        self.running: Final[dict[Engine, None]] = {}
-
-    def finish(self) -> None:
-        """The interpreter ends: let what was submitted be done. Ctrl-C ends it at once."""
-        self.exiting = True
-        for engine in list(self.running):
-            if engine.pid != os.getpid():
-                continue
-            engine.close()
-            try:
-                engine.join()
-            except KeyboardInterrupt:
-                engine.close(cancel_pending=True)
-                engine.end_workers(kill=True)
-                engine.join()
-
-
-engines: Final = Engines()
-# Before threads are joined and atexit's functions run: these could not start anything any more.
-threading._register_atexit(engines.finish)  # type: ignore[attr-defined]
