@@ -14,6 +14,8 @@ import pytest
 import forkwire
 from forkwire import sync
 
+from .naming import named
+
 PUBLIC = [forkwire, sync]
 
 
@@ -42,7 +44,7 @@ def public_things() -> list[tuple[str, object]]:
     return [(name, thing) for name, thing in found if callable(thing)]
 
 
-@pytest.mark.parametrize(("name", "thing"), public_things(), ids=lambda value: str(value)[:60])
+@pytest.mark.parametrize(("name", "thing"), public_things(), ids=named)
 def test_everything_public_has_a_docstring(name: str, thing: object) -> None:
     """Each public class, function and method says what it is."""
     assert inspect.getdoc(thing), name

@@ -24,6 +24,7 @@ from forkwire.errors import (
     WorkerStartError,
 )
 
+from ..naming import named
 from .support_scripts import (
     HELLO,
     LIMIT,
@@ -387,7 +388,7 @@ DEATHS: Final = [
 ]
 
 
-@pytest.mark.parametrize(("how", "returncode", "name"), DEATHS, ids=lambda value: str(value))
+@pytest.mark.parametrize(("how", "returncode", "name"), DEATHS, ids=named)
 async def test_all_that_is_known_of_a_death(
     how: Callable[[], None], returncode: int, name: str | None, capfd: pytest.CaptureFixture[str]
 ) -> None:

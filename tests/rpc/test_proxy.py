@@ -19,6 +19,8 @@ from forkwire.rpc.data.kinds import Kind
 from forkwire.rpc.data.shape import Shape
 from forkwire.rpc.handlers.service import Service
 
+from ..naming import named
+
 T = TypeVar("T", covariant=True)
 
 
@@ -319,7 +321,7 @@ def test_protocols_without_methods(protocol: Any) -> None:
         proxy(protocol, Front())
 
 
-@pytest.mark.parametrize("protocol", [None, "calc", len, 3, inspect, lambda: 1, Front()], ids=repr)
+@pytest.mark.parametrize("protocol", [None, "calc", len, 3, inspect, lambda: 1, Front()], ids=named)
 def test_what_is_no_protocol(protocol: Any) -> None:
     """Anything but a class is refused, with what to write."""
     with pytest.raises(UsageError, match="takes a Protocol or a class"):

@@ -31,6 +31,8 @@ from forkwire.errors import MethodNotFoundError
 from forkwire.rpc.data.kinds import kind_of, signature_text
 from forkwire.rpc.handlers.service import Method, Service
 
+from ..naming import named
+
 Write = Callable[[str, str], types.ModuleType]
 
 
@@ -545,7 +547,7 @@ async def coroutine_function() -> None: ...
     "target",
     [None, 3, b"calc", 1.5, ["calc"], ("calc",), {"calc"}, Abstract, Sequence, object(), object,
      iter([]), Ellipsis, NotImplemented],
-    ids=repr,
+    ids=named,
 )  # fmt: skip
 def test_what_can_never_be_a_service(target: object) -> None:
     """It is refused at once, and the sentence says what to offer instead."""

@@ -27,6 +27,8 @@ from forkwire import (
 )
 from forkwire.wire.framing import BUFFER_SIZE, SMALL, Decoder, EndOfFile, WriteOk, encode_int, frame
 
+from ..naming import named
+
 EDGE = EndOfFile(truncated=False)
 INSIDE = EndOfFile(truncated=True)
 MEBIBYTE = 2**20
@@ -104,7 +106,7 @@ EMPTY = [
 ]
 
 
-@pytest.mark.parametrize("payload", EMPTY, ids=repr)
+@pytest.mark.parametrize("payload", EMPTY, ids=named)
 def test_nothing_at_all_is_a_payload(payload: Any) -> None:
     """An empty payload of any type is a message of size 0."""
     assert framed(payload) == size_of(0)
@@ -118,7 +120,7 @@ def test_a_payload_is_not_copied() -> None:
     assert bytes(view) == b"AFTER!"
 
 
-@pytest.mark.parametrize("payload", ["text", 7, 3.5, None, [1, 2], ("a",), {}, object()], ids=repr)
+@pytest.mark.parametrize("payload", ["text", 7, 3.5, None, [1, 2], ("a",), {}, object()], ids=named)
 def test_what_is_not_bytes_like_is_refused(payload: Any) -> None:
     """The error names the type that was passed."""
     with pytest.raises(PayloadTypeError, match=f"not {type(payload).__name__}: ") as caught:
