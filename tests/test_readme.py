@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from forkwire import open_worker, run
+import forkwire
+from forkwire import open_pool, open_worker, run
 
 README = Path(__file__).parent.parent / "README.md"
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -23,7 +24,7 @@ BACKENDS = {
     "uvloop": "anyio.run(main, backend_options={'use_uvloop': True})",
     "trio": 'anyio.run(main, backend="trio")',
 }
-EXAMPLES = ["calls", "messages"]
+EXAMPLES = ["calls", "pools", "messages"]
 
 
 def example(name: str) -> tuple[str, str]:
@@ -75,16 +76,23 @@ def test_every_python_block_is_python() -> None:
 
 @pytest.mark.parametrize(
     ("function", "begin", "first"),
-    [(run, r"await run\(f, arg, ", 2), (open_worker, r"async with open_worker\(\n", 1)],
-    ids=["run", "open_worker"],
+    [
+        (run, r"await run\(f, arg, ", 2),
+        (open_worker, r"async with open_worker\(\n", 1),
+        (open_pool, r"async with forkwire.open_pool\( .*?\n", 1),
+    ],
+    ids=["run", "open_worker", "open_pool"],
 )
 def test_every_option_is_shown(function: Callable[..., Any], begin: str, first: int) -> None:
     """Where the README lists the interface, with its default."""
-    (call,) = re.findall(rf"{begin}(.*?)\)[ \n]", README.read_text(), re.DOTALL)
+    public = {name: getattr(forkwire, name) for name in forkwire.__all__}
+    (call,) = re.findall(rf"{begin}(.*?)\n?\)(?: as|\n)", README.read_text(), re.DOTALL)
     for option in list(inspect.signature(function).parameters.values())[first:]:
-        shown = re.search(rf"\b{option.name}=([^,)\n]+)", call)
+        if option.kind is option.VAR_KEYWORD:
+            continue
+        shown = re.search(rf"\b{option.name}=((?:\w*\(\)|[^,)\n])+)", call)
         assert shown, option.name
-        assert eval(shown[1]) == option.default  # a literal of our own
+        assert eval(shown[1], public) == option.default  # a literal of our own
 
 
 def test_links_lead_somewhere() -> None:
