@@ -97,7 +97,10 @@ def test_what_is_shown_of_calls(tmp_path: Path, backend: str) -> None:
     result = run_demo("--folder", str(tmp_path), "--backend", backend)
     assert (result.returncode, result.stderr) == (0, "")
     calls = " ".join(result.stdout.partition("\nCalls\n")[2].split())
-    assert "offers count_words (plain), first_words (plain), phrases (generator)" in calls
+    assert (
+        "offers count_file (plain), count_or_crash (plain), count_words (plain), first_words (plain), phrases (generator)"
+        in calls
+    )
     assert 'second 10 words "to be or" 2 times' in calls
     assert "20 words in 2 texts" in calls
     assert "10 different words in 3 lines" in calls
@@ -109,6 +112,21 @@ def test_what_is_shown_of_calls(tmp_path: Path, backend: str) -> None:
     assert f"worker {late[2]} was ended by SIGKILL, with ponder" in calls
     assert "It is reaped, and nobody is left" in calls
     assert not Path("/proc", late[2]).exists()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_is_shown_of_pools(tmp_path: Path, backend: str) -> None:
+    """A map, a crash that costs nobody else anything, an executor: each is checked."""
+    for number in range(5):
+        (tmp_path / str(number)).write_text("to be or not to be " * (number + 1))
+    result = run_demo("--folder", str(tmp_path), "--backend", backend, "--workers", "2")
+    assert (result.returncode, result.stderr) == (0, "")
+    pools = " ".join(result.stdout.partition("\nA pool\n")[2].split())
+    assert "90 words in 5 texts, counted by" in pools
+    assert re.search(r"count_or_crash .* again \(retry 1 of 1\): .*was ended by SIGKILL", pools)
+    assert "All texts are counted, and 2 workers are there" in pools
+    assert re.search(r"ExecutorWorkerDied: worker \d+ ended with exit status 7", pools)
+    assert "90 words once more" in pools
 
 
 def test_texts_are_licences_or_the_standard_library(monkeypatch: pytest.MonkeyPatch) -> None:

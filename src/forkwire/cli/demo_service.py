@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +14,16 @@ from typing import Final, NoReturn
 
 from ..sync import current_call
 
-__all__ = ["Text", "count_words", "first_words", "phrases", "ponder", "uncommon"]
+__all__ = [
+    "Text",
+    "count_file",
+    "count_or_crash",
+    "count_words",
+    "first_words",
+    "phrases",
+    "ponder",
+    "uncommon",
+]
 
 WORD: Final = re.compile(r"[^\W\d_]+")
 LONGEST: Final = 2**18  # bytes that are read of a text
@@ -47,6 +58,19 @@ def count_words(lines: Iterable[str]) -> dict[str, int]:
     for line in lines:
         counts.update(words_of(line))
     return dict(counts)
+
+
+def count_file(path: Path) -> tuple[int, dict[str, int]]:
+    """How often each word is in a text, and the process that counted."""
+    return os.getpid(), dict(Counter(words_of(read(path))))
+
+
+def count_or_crash(path: Path, mark: Path | None) -> dict[str, int]:
+    """The same; but if there is to be a ``mark`` and is none, leave it and kill this process."""
+    if mark is not None and not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return count_file(path)[1]
 
 
 def uncommon(words: Sequence[str]) -> list[str]:

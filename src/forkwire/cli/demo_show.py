@@ -1,4 +1,6 @@
-"""What ``forkwire demo`` shows, scene by scene: messages; then calls, in a module of their own."""
+"""What ``forkwire demo`` shows, scene by scene: messages; then calls and pools, in modules
+of their own.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +20,7 @@ from .. import ProcessWorker
 from ..process.backend import BackendName
 from .demo import File, Round, find_files, open_workers
 from .demo_calls_show import CallsDemo
+from .demo_pool_show import PoolDemo
 from .running import FAILURE, complain, run_async
 from .terminal import megabytes, open_console, printable, progress
 
@@ -37,9 +40,10 @@ def show(count: int, backend: BackendName, folder: Path | None) -> int:
     demo = Demo(open_console(), place, files)
     demo.console.print(f"Forkwire demo, on {backend}")
     calls = CallsDemo(demo.console, folder)
+    pool = PoolDemo(demo.console, folder)
 
     async def play() -> int:
-        return await demo.play(count) or await calls.play()
+        return await demo.play(count) or await calls.play() or await pool.play(count)
 
     return run_async(play, backend)
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Final, TextIO
 
 import anyio
 import anyio.to_thread
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn
 
 from .. import (
     ForkwireError,
@@ -29,7 +27,7 @@ from ..rpc.data.kinds import STREAMED
 from .calling import look_here_too, on_one_line, worker_prints_to_stderr
 from .plain import json_of
 from .running import FAILURE, USAGE, complain, run_async
-from .terminal import PlainConsole, printable, redrawing
+from .terminal import PlainConsole, counted, printable
 
 __all__ = ["Job", "map_files"]
 
@@ -74,7 +72,7 @@ async def mapped(job: Job, backend: BackendName, out: TextIO) -> int:
     try:
         async with open_pool(job.target, size=job.workers, backend=backend) as pool:
             method = the_function(pool, job.target)
-            with progress(job) as advance:
+            with counted(stderr_console(), None if job.stdin else len(job.files)) as advance:
                 run = Run(job, pool, method, out, advance)
                 await run.work()
     except RemoteError as error:  # while it was loaded: those of calls are told where they are made
@@ -204,16 +202,7 @@ def first_of(group: BaseExceptionGroup[Any]) -> BaseException:
     return first_of(error) if isinstance(error, BaseExceptionGroup) else error
 
 
-@contextmanager
-def progress(job: Job) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr, where that is a terminal; call what this answers with each further file."""
+def stderr_console() -> PlainConsole:
+    """Where the bar goes: what is printed may go into a file."""
     is_terminal = sys.stderr is not None and sys.stderr.isatty()
-    console: Console = PlainConsole(stderr=True, force_terminal=is_terminal, highlight=False)
-    if not is_terminal or console.is_dumb_terminal:
-        yield lambda count: None
-        return
-    total = None if job.stdin else len(job.files)
-    columns = (BarColumn(None), TaskProgressColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=console, expand=True, auto_refresh=False) as bar:
-        task = bar.add_task("", total=total)
-        yield redrawing(bar, lambda count: bar.update(task, advance=count))
+    return PlainConsole(stderr=True, force_terminal=is_terminal, highlight=False)

@@ -9,9 +9,15 @@ from contextlib import contextmanager
 from typing import Final
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskProgressColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+)
 
-__all__ = ["megabytes", "open_console", "printable", "progress"]
+__all__ = ["PlainConsole", "counted", "megabytes", "open_console", "printable", "progress"]
 
 REDRAW: Final = 0.1  # seconds
 QUARTERS: Final = 4
@@ -41,6 +47,18 @@ def progress(console: Console, total: int) -> Iterator[Callable[[int], None]]:
             yield redrawing(bar, lambda count: bar.update(task, advance=count))
     else:
         yield quarterly(console, total)
+
+
+@contextmanager
+def counted(console: Console, total: int | None) -> Iterator[Callable[[int], None]]:
+    """On a terminal, show how many of ``total`` are done, None: of as many as there are."""
+    if not console.is_terminal or console.is_dumb_terminal:
+        yield lambda count: None
+        return
+    columns = (BarColumn(None), TaskProgressColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=console, expand=True, auto_refresh=False) as bar:
+        task = bar.add_task("", total=total)
+        yield redrawing(bar, lambda count: bar.update(task, advance=count))
 
 
 def redrawing(bar: Progress, update: Callable[[int], None]) -> Callable[[int], None]:

@@ -242,10 +242,11 @@ class Dispatcher:
     def _tell_retry(self, request: Request, error: WorkerDied, count: int) -> None:
         self.counters.retries += 1
         logging.getLogger("forkwire").warning(
-            "%s is called again (retry %d of %d): %s",
+            "%s is called again (retry %d of %d): worker %d %s",
             request.method,
             count,
             retries_of(request),
+            error.pid,
             error.reason,
         )
 
