@@ -97,10 +97,7 @@ def test_what_is_shown_of_calls(tmp_path: Path, backend: str) -> None:
     result = run_demo("--folder", str(tmp_path), "--backend", backend)
     assert (result.returncode, result.stderr) == (0, "")
     calls = " ".join(result.stdout.partition("\nCalls\n")[2].split())
-    assert (
-        "offers count_file (plain), count_or_crash (plain), count_words (plain), first_words (plain), phrases (generator)"
-        in calls
-    )
+    assert "offers count_file (plain), count_or_crash (plain), count_words (plain)," in calls
     assert 'second 10 words "to be or" 2 times' in calls
     assert "20 words in 2 texts" in calls
     assert "10 different words in 3 lines" in calls
