@@ -531,6 +531,17 @@ def test_workers_that_wait_or_start_at_a_reload_become_new_ones() -> None:
     assert len(desk.running) == 3
 
 
+def test_a_reload_ends_though_workers_are_old_at_once() -> None:
+    """The new ones are due again before the old ones were replaced: those have their turn first."""
+    desk = opened(least=3, most=3, recycle=Recycle(age=1))
+    desk.apply(desk.core.reload(desk.now))
+    for _ in range(8):
+        desk.advance(2)
+        desk.start_all()
+        desk.end_all()
+    assert not desk.core.reloading
+
+
 # -- the end ----------------------------------------------------------------------------------
 
 
@@ -552,6 +563,23 @@ def test_draining_ends_all_once_nothing_waits() -> None:
     assert desk.core.idle
     desk.end_all()
     assert desk.core.settled
+    assert desk.core.is_over
+
+
+def test_what_is_called_while_all_drains_is_served() -> None:
+    """A call that a running one makes has a worker started if there is none any more."""
+    desk = opened(least=1, most=1)
+    busy = desk.begin()
+    desk.apply(desk.core.drain(desk.now))
+    desk.wait(1)
+    new = desk.start()
+    assert desk.core.pick() is None
+    desk.finish(busy)
+    assert desk.begin() is new
+    desk.wait(0)
+    desk.finish(new)
+    desk.end_all()
+    assert desk.core.is_over
 
 
 def test_closing_ends_all_at_once() -> None:

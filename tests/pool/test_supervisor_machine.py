@@ -118,7 +118,7 @@ class Pool(RuleBasedStateMachine):
 
     @rule(count=st.integers(1, 4))
     def call(self, count: int) -> None:
-        if self.core.phase in (Phase.OPENING, Phase.OPEN):
+        if not self.core.is_over:  # also while it drains: what runs may call
             self.queued += count
             self.desk.wait(self.queued)
             self.hand_out()

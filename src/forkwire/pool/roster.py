@@ -125,6 +125,8 @@ class Roster:
             return []
         if self.phase in OVER or (self.phase is Phase.DRAINING and not self._waiting):
             self._retire_all()
+            if not self.members and self.phase is Phase.DRAINING:
+                self.phase = Phase.CLOSED
             return self._taken()
         self._shrink()
         self._fill(now)
@@ -184,7 +186,7 @@ class Roster:
             self._probe = self._add(now, self.generation + 1, at_once=True)
         due = [m for m in self.members.values() if m.due and m.state is State.READY]
         due = [m for m in due if m.successor is None]
-        for old in sorted(due, key=use_of):
+        for old in sorted(due, key=turn_of):
             if self._probe is not None or not self._has_room():
                 return
             new = self._add(now, self.generation)
@@ -293,6 +295,14 @@ class Roster:
     def _taken(self) -> list[Action]:
         actions, self._actions = self._actions, []
         return actions
+
+
+def turn_of(member: Member) -> tuple[bool, int, bool, int]:
+    """The less, the sooner it is replaced: it is not lent, its code is old, it is idle, it is old.
+
+    Were the young replaced first, which may be due again soon, the old might never be.
+    """
+    return member.leased, member.generation, member.works, member.number
 
 
 def use_of(member: Member) -> tuple[bool, bool, bool, int, int]:

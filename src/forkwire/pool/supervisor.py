@@ -229,7 +229,7 @@ class Supervisor(Roster):
         """So many calls wait for a worker with room."""
         before, self._waiting = self._waiting, count
         grows = count > before and self.most > self.least
-        if grows or (self.phase is Phase.DRAINING and not count):
+        if grows or self.phase is Phase.DRAINING:  # of which the least number is none
             return self._settle(now)
         return []
 
@@ -297,7 +297,7 @@ class Supervisor(Roster):
         return self._settle(now)
 
     def drain(self, now: float) -> list[Action]:
-        """What waits and is in flight ends, then all workers; done once `settled`."""
+        """What waits and is in flight ends, then all workers; done once `settled`, then closed."""
         if self.phase not in OVER:
             self.phase = Phase.DRAINING
         return self._settle(now)
