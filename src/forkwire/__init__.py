@@ -52,13 +52,14 @@ if TYPE_CHECKING:
     from .pool.pool import Pool, open_pool
     from .pool.registering import register_joblib
     from .pool.statistics import MethodStatistics, PoolStatistics
+    from .process.templates import close_templates
     from .rpc.caller.calls import Calls, CurrentCall, current_call
     from .rpc.caller.streams import Stream
     from .rpc.exceptions.describing import register
     from .rpc.telling.context import propagate
     from .rpc.worker import Worker, WorkerStatistics, open_worker
 
-# The upper layer is imported when it is first used: the base layer works without its packages.
+# Imported when it is first used: the base layer works without the packages of the upper one.
 UPPER = {
     "Calls": "rpc.caller.calls",
     "CurrentCall": "rpc.caller.calls",
@@ -76,6 +77,7 @@ UPPER = {
     "Stream": "rpc.caller.streams",
     "Worker": "rpc.worker",
     "WorkerStatistics": "rpc.worker",
+    "close_templates": "process.templates",
     "current_call": "rpc.caller.calls",
     "open_pool": "pool.pool",
     "open_worker": "rpc.worker",
@@ -137,6 +139,7 @@ __all__ = [
     "WorkerStatistics",
     "WriteOk",
     "WrongKindError",
+    "close_templates",
     "current_call",
     "examine_fork",
     "open_pool",

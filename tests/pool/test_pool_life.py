@@ -26,7 +26,7 @@ from forkwire import (
     WorkerDied,
     open_pool,
 )
-from forkwire.process.template import close_templates
+from forkwire.process.templates import close_templates
 
 from ..rpc.support_pains import (
     BACKENDS,

@@ -55,3 +55,18 @@ async def until_state(worker: Calls, key: str, value: int) -> None:
     with anyio.fail_after(LIMIT):
         while await worker.call("state", key) != value:
             await anyio.sleep(0.002)
+
+
+def wait_for_spare(parent: int, worker: int) -> None:
+    """Wait until the template has another child, which waits for its request."""
+    children = Path(f"/proc/{parent}/task/{parent}/children")
+    end = time.monotonic() + LIMIT
+    while not any(
+        is_waiting(pid) for pid in map(int, children.read_text().split()) if pid != worker
+    ):
+        assert time.monotonic() < end, "in vain"
+        time.sleep(0.005)
+
+
+def is_waiting(pid: int) -> bool:
+    return "unix_stream" in Path(f"/proc/{pid}/wchan").read_text()

@@ -21,7 +21,7 @@ import anyio
 import pytest
 import uvloop
 
-from forkwire import Worker, open_worker, sync
+from forkwire import Worker, close_templates, open_worker, sync
 from forkwire.sync import SyncWorker
 
 from .services import suffering
@@ -135,8 +135,10 @@ def nothing_left_behind() -> Iterator[None]:
         uvloop.new_event_loop().close()
         with sync.open_worker(suffering) as worker:
             worker.call("pid")
+    close_templates()
     before = Left.now()
     yield
+    close_templates()
     end = time.monotonic() + PATIENCE
     while (more := Left.now().minus(before)) and time.monotonic() < end:
         gc.collect()

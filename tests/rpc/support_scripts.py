@@ -18,7 +18,7 @@ import anyio
 import pytest
 import uvloop
 
-from forkwire import Worker, open_worker, sync
+from forkwire import Worker, close_templates, open_worker, sync
 from forkwire.rpc.data import codec
 from forkwire.sync import SyncWorker
 
@@ -184,8 +184,10 @@ def nothing_left() -> Iterator[None]:
         uvloop.new_event_loop().close()
         with sync.open_worker(dict(OFFERED)) as worker:
             worker.call("f")
+    close_templates()
     before = descriptors(), children(), threads()
     yield
+    close_templates()
     if descriptors() - before[0]:
         gc.collect()
     left = descriptors() - before[0]

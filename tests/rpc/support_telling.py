@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 
+IMPORTED = "imported"
+
+
 class Heard(logging.Handler):
     """The records of workers that reached a handler of the host's."""
 
@@ -24,7 +27,13 @@ class Heard(logging.Handler):
             self.records.append(record)
 
     def messages(self, name: str = "telling") -> list[str]:
-        return [record.getMessage() for record in self.records if record.name == name]
+        """All but what the import says: in a template that has one before this test."""
+        found = [record.getMessage() for record in self.records if record.name == name]
+        return [message for message in found if message != IMPORTED]
+
+    def imports(self) -> list[str]:
+        found = [record.getMessage() for record in self.records]
+        return [message for message in found if message == IMPORTED]
 
     def last(self, name: str = "telling") -> logging.LogRecord:
         return next(record for record in reversed(self.records) if record.name == name)

@@ -26,7 +26,7 @@ from forkwire import (
     open_worker,
     sync,
 )
-from forkwire.process import fork
+from forkwire.process import doctor
 
 from .services import suffering
 from .support_pains import (
@@ -392,14 +392,15 @@ async def test_a_worker_ends_though_other_children_of_its_host_live(how: str) ->
 
 def test_forking_beside_threads_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
     """Elsewhere a lock that another thread held deadlocks the child; here a warning names it."""
-    monkeypatch.setattr(fork, "_warned", False)
+    monkeypatch.setattr(doctor, "_told", set())
+    monkeypatch.setattr(doctor, "_examined", 0)
     release = threading.Event()
     thread = threading.Thread(target=release.wait, name="the pool of somebody's database")
     thread.start()
     try:
         with (
             pytest.warns(ForkThreadsWarning, match="the pool of somebody's database"),
-            sync_worker_of() as worker,
+            sync_worker_of(start="fork") as worker,
         ):
             assert worker.call("add", 1, 2) == 3
     finally:
@@ -543,23 +544,26 @@ def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return attempts
 
 
-@pytest.mark.parametrize("start", ["fork", "exec"])
+@pytest.mark.parametrize("start", ["fork", "exec", "template"])
 async def test_a_failing_service_is_not_started_for_ever(broken: Path, start: Any) -> None:
-    """Elsewhere a failing initialiser is respawned without end; here its error is raised, once."""
+    """Elsewhere a failing initialiser is respawned without end; here its error is raised, once.
+
+    A template tries, and then the one worker that tells.
+    """
     with anyio.fail_after(LIMIT), pytest.raises(LookupError) as caught:
         async with open_worker("broken_service", start=start):
             pytest.fail("it started")
     assert isinstance(caught.value, RemoteError)
     assert caught.value.message == "no such table: users"
     assert "broken_service.py" in caught.value.traceback
-    assert broken.read_text() == "x"
+    assert broken.read_text() == ("xx" if start == "template" else "x")
 
 
 def test_a_failing_service_is_not_started_for_ever_without_a_loop(broken: Path) -> None:
     """The same, blocking."""
     with (
         pytest.raises(LookupError, match="no such table"),
-        sync.open_worker("broken_service"),
+        sync.open_worker("broken_service", start="fork"),
     ):
         pytest.fail("it started")
     assert broken.read_text() == "x"
@@ -596,8 +600,10 @@ async def test_a_service_that_dies_while_it_loads_says_so(
     assert "no GPU" in caught.value.stderr_tail
 
 
+# A template is an interpreter of its own, which takes a while to get there.
+@pytest.mark.parametrize(("start", "seconds"), [("fork", 0.3), ("template", 4)])
 async def test_a_service_that_hangs_while_it_loads_is_given_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: Any, seconds: float
 ) -> None:
     """Elsewhere starting waits for ever; here it has a deadline, and nothing is left behind."""
     told = tmp_path / "pid"
@@ -608,7 +614,7 @@ async def test_a_service_that_hangs_while_it_loads_is_given_up(
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     with anyio.fail_after(LIMIT), pytest.raises(WorkerStartError, match="start_timeout"):
-        async with open_worker("hanging_service", start_timeout=0.3):
+        async with open_worker("hanging_service", start=start, start_timeout=seconds):
             pytest.fail("it started")
-    assert not is_running(int(told.read_text()))
+    await until(lambda: not is_running(int(told.read_text())))
     assert issubclass(WorkerStartError, forkwire.ForkwireError)

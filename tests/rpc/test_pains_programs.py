@@ -10,6 +10,7 @@ import select
 import signal
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -170,6 +171,8 @@ class Program:
     """A running script, and what it says."""
 
     def __init__(self, command: list[str]) -> None:
+        self._token = f"FORKWIRE_TEST={uuid.uuid4()}"
+        name, _, value = self._token.partition("=")
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -177,7 +180,11 @@ class Program:
             stderr=subprocess.PIPE,
             start_new_session=True,
             bufsize=0,
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent / "services")},
+            env={
+                **os.environ,
+                "PYTHONPATH": str(Path(__file__).parent / "services"),
+                name: value,
+            },
         )
 
     def line(self) -> str:
@@ -196,16 +203,9 @@ class Program:
         return self.process.stderr.read().decode()
 
     def descendants(self) -> set[int]:
-        """Of its workers too; the guard among them."""
-        parents: dict[int, int] = {}
-        for name in filter(str.isdecimal, os.listdir("/proc")):
-            with contextlib.suppress(OSError):
-                stat = Path(f"/proc/{name}/stat").read_text()
-                parents[int(name)] = int(stat.rpartition(")")[2].split()[1])
-        found, size = {self.process.pid}, 0
-        while len(found) > size:
-            size = len(found)
-            found |= {pid for pid, parent in parents.items() if parent in found}
+        """Of its workers too; the guard and the templates, nobody's children, among them."""
+        found = {int(name) for name in filter(str.isdecimal, os.listdir("/proc"))}
+        found = {pid for pid in found if self._token in environment(pid)}
         return found - {self.process.pid}
 
     def close(self) -> None:
@@ -214,6 +214,12 @@ class Program:
         for stream in (self.process.stdout, self.process.stderr):
             assert stream is not None
             stream.close()
+
+
+def environment(pid: int) -> list[str]:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/environ").read_text(errors="replace").split("\0")
+    return []
 
 
 @contextlib.contextmanager

@@ -13,7 +13,8 @@ import anyio
 import pytest
 
 from forkwire import UsageError, WorkerDied, open_worker, sync
-from forkwire.process import template
+from forkwire.process import templates
+from forkwire.process.template import Template
 
 from .services import starting
 from .support_calls import until, worker_of
@@ -21,13 +22,9 @@ from .support_calls import until, worker_of
 pytestmark = pytest.mark.anyio
 
 
-def templates() -> list[template.Template]:
-    """Those of this process."""
-    return list(template._current.values())
-
-
-def newest() -> template.Template:
-    return templates()[-1]
+def newest() -> Template:
+    """The template that was used last."""
+    return list(templates._current.values())[-1]
 
 
 async def test_workers_of_a_service_share_a_template(anyio_backend: Any) -> None:

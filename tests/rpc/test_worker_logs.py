@@ -13,7 +13,7 @@ from typing import Any
 import anyio
 import pytest
 
-from forkwire import WorkerDied, sync
+from forkwire import WorkerDied, close_templates, sync
 from forkwire.rpc.telling import logs
 
 from .services import telling
@@ -77,18 +77,23 @@ async def test_in_an_interpreter_of_its_own(heard: Heard, on_path: None) -> None
     """Started by exec too, from the import of the service on."""
     async with worker_of("telling", start="exec") as worker:
         await worker.call("say", "hello")
-        assert heard.messages() == ["imported", "hello"]
+        assert (heard.imports(), heard.messages()) == (["imported"], ["hello"])
         assert {record.process for record in heard.records} == {worker.pid}
         assert await worker.call("handlers") == ["Bridge"]
 
 
 async def test_while_the_service_is_loaded(heard: Heard, on_path: None) -> None:
-    """What a fork's import says is held until the greeting, and then is the first to come."""
+    """What the import says is held until the greeting, and then is the first to come.
+
+    Once for all workers of a template.
+    """
     sys.modules.pop("telling", None)
-    async with worker_of("telling") as worker:
-        await worker.call("ping")
-        assert heard.messages() == ["imported"]
-        assert vars(heard.last())["forkwire_call"] is None
+    close_templates()
+    for start in ("fork", "template", "template"):
+        async with worker_of("telling", start=start) as worker:
+            await worker.call("ping")
+            assert vars(heard.last())["forkwire_call"] is None
+    assert heard.imports() == ["imported"] * 2
     assert "telling" not in sys.modules
 
 
@@ -167,7 +172,7 @@ async def test_disabled_levels(heard: Heard, starts: Starts) -> None:
 
 
 async def test_levels_of_loggers(heard: Heard) -> None:
-    """A fork inherits those, and the host's own still decide."""
+    """A worker has those, and the host's own still decide."""
     logging.getLogger().setLevel(logging.ERROR)
     logger = logging.getLogger("telling.loud")
     logger.setLevel(logging.DEBUG)
@@ -227,7 +232,7 @@ async def test_a_flood_followed_by_silence(
     """Is bounded, and what was dropped is told when the call ends: nothing is lost unsaid."""
     monkeypatch.setattr(logs, "BURST", 100.0)  # inherited
     monkeypatch.setattr(logs, "RATE", 10.0)
-    async with worker_of(service) as worker:
+    async with worker_of(service, start="fork") as worker:
         await worker.call("flood", 3000)
         await worker.call("ping")
         told = [int(text.split()[1]) for text in heard.messages("forkwire.worker")]

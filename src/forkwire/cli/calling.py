@@ -106,7 +106,8 @@ async def answered(
 async def start_and_call(asked: Asked, backend: BackendName) -> int:
     async with contextlib.AsyncExitStack() as stack:
         try:
-            worker = await stack.enter_async_context(open_worker(asked.service, backend=backend))
+            opening = open_worker(asked.service, start="fork", backend=backend)  # for one call
+            worker = await stack.enter_async_context(opening)
         except RemoteError as error:
             return complain(f"{asked.service} cannot be loaded: {on_one_line(error)}", USAGE)
         await print_answer(worker, asked)

@@ -86,9 +86,13 @@ class TemplateChild(Child):
             self._asked.send(template_wire.GIVE_UP)
         template_wire.close_socket(self._asked)
         with self._lock:
-            if self.returncode is None:
-                self.returncode, self.status_lost = STATUS_LOST, True
-                guard.forget(self.slot)
+            if self.returncode is not None:
+                return
+            self.returncode, self.status_lost = STATUS_LOST, True
+            guard.forget(self.slot)
+            callbacks, self._at_end = self._at_end, []
+        for callback in callbacks:
+            callback()
         self._release()
 
     def abandon(self) -> None:
@@ -127,7 +131,7 @@ class TemplateChild(Child):
             elif ended:
                 self._collect_without_template(PATIENCE if over is False else 0)
             else:
-                if over is not None:
+                if over is False and not self._deserted:
                     self._be_deserted()
                 return False
             guard.forget(self.slot)

@@ -26,16 +26,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
-from . import child, doctor, fork, guard_main, ownership, signals, template_wire
+from . import descriptors, doctor, guard_main, signals, template_wire
+from .template_forks import Forks, become
 from .template_wire import Message
 
 __all__ = ["main"]
 
-# Without a worker and a request for so long it ends: the next start makes a new one.
-IDLE_SECONDS: Final = 60.0
-
 # A terminal's, whose background we are, and what a closed socket says by an error as well.
 UNHEARD: Final = (signal.SIGINT, signal.SIGPIPE, signal.SIGTTIN, signal.SIGTTOU)
+
+# After a request; where more come at once, each is forked as it comes.
+QUIET_SECONDS: Final = 0.003
 
 
 @dataclass(slots=True)
@@ -59,12 +60,13 @@ def main(arguments: list[str]) -> NoReturn:
     control.set_inheritable(False)
     stages = int(arguments[1])
     os.set_inheritable(stages, False)
+    guard_main.close_all_but(control.fileno(), stages)  # whatever the host had inheritable
     received = template_wire.receive(control)
-    if received is None:
+    if not received[0]:
         os._exit(0)
-    setup, _ = received
+    setup = template_wire.content(*received)
     become(setup)
-    template = Template(control, setup["work"])
+    template = Template(control, setup)
     template.get_ready(setup, stages)
     template.run()
     control.close()
@@ -81,23 +83,6 @@ def take_standard_streams() -> None:
     os.dup2(2, 1)
 
 
-def become(message: Message) -> None:
-    """Have the environment, folder and arguments that the host has."""
-    environ: dict[str, str] | None = message.get("environ")
-    if environ is not None:
-        for name in os.environ.keys() - environ.keys():
-            del os.environ[name]
-        for name, value in environ.items():
-            if os.environ.get(name) != value:
-                os.environ[name] = value
-    folder = message.get("folder")
-    if folder is not None:
-        with contextlib.suppress(OSError):  # it is gone, or not for us: as for any child
-            os.chdir(folder)
-    if "argv" in message:
-        sys.argv[:] = message["argv"]
-
-
 def named(name: str) -> Any:
     """What ``"module:function"`` names."""
     module, _, path = name.partition(":")
@@ -107,14 +92,14 @@ def named(name: str) -> Any:
 class Template:
     """Its workers, and the loop that waits for requests and for their ends."""
 
-    def __init__(self, control: socket.socket, work: str) -> None:
+    def __init__(self, control: socket.socket, setup: Message) -> None:
         self._control: Final = control
-        self._work: Final[Callable[..., object]] = named(work)
-        self._prepared: object = None
-        self._handled: list[int] = []
+        self._forks: Final = Forks(named(setup["work"]))
         self._by_fd: dict[int, Forked] = {}  # both of each worker's
         self._poll: Final = select.poll()
-        self._open: set[int] = {control.fileno()}
+        self._forks.open.add(control.fileno())
+        self._patience: Final[float] = setup["idle"]
+        self._listening = True
 
     # -- before the first worker --------------------------------------------------------------
 
@@ -125,15 +110,19 @@ class Template:
             with contextlib.suppress(OSError):
                 os.write(stages, name.encode("utf-8", "backslashreplace") + b"\n")
 
+        forks = self._forks
         for name in setup["imports"]:
             tell(name)
             quietly(importlib.import_module, name)
         if setup["prepare"]:
-            self._prepared = quietly(named(setup["prepare"]), setup["argument"], tell)
+            forks.prepared = quietly(
+                named(setup["prepare"]), setup["argument"], setup["hint"], tell
+            )
+        if forks.prepared is not None and setup["rehearse"]:
+            forks.play = quietly(named(setup["rehearse"]))
         os.close(stages)
-        for stream in (sys.stdout, sys.stderr):
-            quietly(stream.flush)
-        self._handled = signals.handled()
+        descriptors.flush_standard_streams()
+        forks.handled = signals.handled()
         gc.collect()
         gc.freeze()
         self._fork_once()
@@ -156,32 +145,43 @@ class Template:
         """Until the host has closed its end, and the last worker has ended."""
         control = self._control.fileno()
         self._poll.register(control, select.POLLIN)
-        listening = True
-        while listening or self._by_fd:
-            events = self._poll.poll(None if self._by_fd else IDLE_SECONDS * 1000)
-            if not events:
-                return
+        while self._listening or self._by_fd:
+            events = self._poll.poll(self._milliseconds())
+            if not events and self._wants_spare:
+                self._forks.make_spare()
+            elif not events:
+                break
             for fd, _ in events:
                 worker = self._by_fd.get(fd)
                 if worker is not None:
                     self._look_at(worker, fd)
-            if listening and any(fd == control for fd, _ in events):
-                listening = self._serve_request()
-                if not listening:
-                    self._poll.unregister(control)
+            if any(fd == control for fd, _ in events) and not self._serve_request():
+                self._listening = False
+                self._poll.unregister(control)
+                self._forks.drop_spare()
+        self._forks.drop_spare()
+
+    @property
+    def _wants_spare(self) -> bool:
+        return self._listening and self._forks.wants_spare
+
+    def _milliseconds(self) -> float | None:
+        """How long to wait for what comes next."""
+        if self._wants_spare:
+            return QUIET_SECONDS * 1000
+        return None if self._by_fd else self._patience * 1000
 
     def _serve_request(self) -> bool:
         """Whether there may be more."""
         try:
-            received = template_wire.receive(self._control)
+            data, fds = template_wire.receive(self._control)
         except OSError:  # no room for its descriptors: the host sees the end of its own
             return True
-        if received is None:
+        if not data:
             return False
-        request, fds = received
-        status = socket.socket(fileno=fds.pop(0))
+        status = socket.socket(fileno=fds.pop())
         try:
-            pid = self._fork(request, fds, status)
+            pid = self._forks.make(data, fds, status.fileno())
         except OSError as error:
             answer(status, 0, error.errno or 0)
             status.close()
@@ -191,36 +191,6 @@ class Template:
             for fd in fds:
                 os.close(fd)
         return True
-
-    def _fork(self, request: Message, fds: list[int], status: socket.socket) -> int:
-        """Be the worker in the child; its pid here. Raises :exc:`OSError`."""
-        ends, others = ends_of(request, fds)
-        options = fork.Options(
-            request["backend"],
-            request["grace"],
-            request["limit"],
-            request["close_fds"],
-            capture_stderr=ends.child_stderr >= 0,
-            capture_stdout=ends.child_stdout >= 0,
-            null_stdin=True,
-        )
-        arg = (self._prepared, request["arg"], *others)
-        birth = fork.prepare(self._work, arg, options, ends, request["slot"], frozenset())
-        birth.handled = self._handled
-        mask = signals.pthread_sigmask(signal.SIG_BLOCK, signals.ALL_SIGNALS)
-        try:
-            kept = [*ends.theirs(), *others]
-            birth.descriptors = ownership.plan_fork(kept, [*self._open, status.fileno()])
-            pid = os.fork()
-            if pid == 0:
-                gc.freeze()
-                gc.enable()
-                become(request)
-                child.live(birth)
-        finally:
-            ownership.end_fork()
-            signals.pthread_sigmask(signal.SIG_SETMASK, mask)
-        return pid
 
     def _introduce(self, pid: int, status: socket.socket) -> None:
         """Tell the host who was born, and watch it."""
@@ -241,7 +211,7 @@ class Template:
             return
         for fd in (exit_fd, status.fileno()):
             self._by_fd[fd] = worker
-            self._open.add(fd)
+            self._forks.open.add(fd)
             self._poll.register(fd, select.POLLIN)
 
     def _look_at(self, worker: Forked, fd: int) -> None:
@@ -264,21 +234,9 @@ class Template:
         for fd in (worker.exit_fd, worker.status.fileno()):
             if self._by_fd.pop(fd, None) is not None:
                 self._poll.unregister(fd)
-            self._open.discard(fd)
+            self._forks.open.discard(fd)
         os.close(worker.exit_fd)
         worker.status.close()
-
-
-def ends_of(request: Message, fds: list[int]) -> tuple[fork.Ends, list[int]]:
-    """The worker's pipes, and what else came for it."""
-    stdout, stderr = request["captures"]
-    rest = iter(fds)
-    ends = fork.Ends(next(rest), -1, -1, next(rest), next(rest))
-    if stdout:
-        ends.child_stdout = next(rest)
-    if stderr:
-        ends.child_stderr = next(rest)
-    return ends, list(rest)
 
 
 def answer(status: socket.socket, pid: int, number: int, exit_fd: int = -1) -> bool:

@@ -6,12 +6,13 @@ Written as steps, for a loop and for a thread alike. Whatever ends them early le
 from __future__ import annotations
 
 import errno
+import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from ..errors import WorkerStartError
-from . import guard, reaping, template
+from . import guard, reaping, templates
 from .backend import Backend
 from .fork import Options
 from .stderr import Sink
@@ -52,6 +53,8 @@ def start_from_template(
         guard.ensure_guard()
         reaping.reap_deserted()
         worker = make(options, backend, sinks)
+        source.workers.add(worker._child)
+        worker._child.when_ended(functools.partial(source.workers.discard, worker._child))
         try:
             if (yield from ask(source, worker, request, fds, options, until)):
                 worker._launch(label, backend)
@@ -86,10 +89,10 @@ def as_start_error(error: OSError) -> WorkerStartError:
 def ready(recipe: Recipe, until: float, seconds: float) -> Steps[Template]:
     """A template that is ready to fork; a bare one where preloading makes that impossible."""
     while True:
-        found = template.get(recipe)
+        found = templates.get(recipe)
         while found.threads is None and not found.is_gone:
             if time.monotonic() >= until:
-                template.drop(found)
+                templates.drop(found)
                 raise WorkerStartError(
                     errno.ETIMEDOUT,
                     f"no worker could be started within {seconds:g} seconds: its template process "
@@ -99,13 +102,13 @@ def ready(recipe: Recipe, until: float, seconds: float) -> Steps[Template]:
         if found.threads == []:
             return found
         if found.bare:
-            template.drop(found)
+            templates.drop(found)
             raise WorkerStartError(
                 errno.ECHILD,
                 "a template process could not be started: it ended before it was ready. Look at "
                 'what it wrote to stderr, or use start="exec"',
             )
-        template.without_preload(found, why_not(found))
+        templates.without_preload(found, why_not(found))
 
 
 def why_not(found: Template) -> str:
@@ -143,15 +146,16 @@ def ask(
         "captures": (ends.child_stdout >= 0, ends.child_stderr >= 0),
     }
     captured = [fd for fd in (ends.child_stdout, ends.child_stderr) if fd >= 0]
-    theirs = [child.theirs.fileno(), ends.child_input, ends.child_output, ends.table]
-    if not (yield from send(lambda: source.request(message, [*theirs, *captured, *fds]), until)):
-        template.let_go_of(source)
+    theirs = [ends.child_input, ends.child_output, ends.table, *captured, *fds]
+    theirs.append(child.theirs.fileno())
+    if not (yield from send(lambda: source.request(message, theirs), until)):
+        templates.let_go_of(source)
         return False
     child.requested()
     ends.close_theirs()
     while (answered := child.answered()) is None:
         if time.monotonic() >= until:
-            template.let_go_of(source)
+            templates.let_go_of(source)
             raise OSError(errno.ETIMEDOUT, "its template process did not answer in time")
         yield Wait(child.fileno(), until)
     return answered

@@ -25,7 +25,9 @@ __all__ = [
     "GIVE_UP",
     "Message",
     "close_socket",
+    "content",
     "pair",
+    "pass_on",
     "receive",
     "receive_fds",
     "send",
@@ -104,21 +106,30 @@ def send_small(to: socket.socket, data: bytes, fds: Sequence[int]) -> None:
         raise OSError(errno.EMSGSIZE, "a request was cut short")
 
 
-def receive(source: socket.socket) -> tuple[Message, list[int]] | None:
-    """One message that `send` sent; None at the end. Raises :exc:`OSError` if it is none."""
+def receive(source: socket.socket) -> tuple[bytes, list[int]]:
+    """One message that `send` sent, and its descriptors; b"" at the end. Raises :exc:`OSError`."""
     data, fds = receive_fds(source, LARGEST)
-    if not data:
-        return None
-    (size,) = SIZE.unpack_from(data)
-    while len(data) < SIZE.size + size and (more := source.recv(LARGEST)):
-        data += more
-    content: Any = json.loads(data[SIZE.size :])
-    if isinstance(content, int):
+    if data:
+        (size,) = SIZE.unpack_from(data)
+        while len(data) < SIZE.size + size and (more := source.recv(LARGEST)):
+            data += more
+    return data, fds
+
+
+def pass_on(to: socket.socket, data: bytes, fds: Sequence[int]) -> None:
+    """Send what `receive` answered. Raises :exc:`OSError`."""
+    send_small(to, data[SIZE.size :], fds)
+
+
+def content(data: bytes, fds: list[int]) -> Message:
+    """What it says. Takes the file that it came in out of ``fds``."""
+    found: Any = json.loads(data[SIZE.size :])
+    if isinstance(found, int):
         file = fds.pop(0)
-        content = json.loads(os.pread(file, content, 0))
+        found = json.loads(os.pread(file, found, 0))
         os.close(file)
-    message: Message = content
-    return message, fds
+    message: Message = found
+    return message
 
 
 def receive_fds(source: socket.socket, size: int) -> tuple[bytes, list[int]]:

@@ -242,6 +242,7 @@ class HasHandle:
     """What both kinds of workers say of themselves."""
 
     _handle: Handle | None = None
+    _entered = False  # it is being started, or was
     _offers: Offers
 
     @property
@@ -295,9 +296,10 @@ class HasHandle:
         self._handle.process._check_process()
         return self._handle
 
-    def _check_not_started(self) -> None:
-        if self._handle is not None:
+    def _enter_once(self) -> None:
+        if self._entered:
             raise UsageError("a worker is started once: call open_worker() again for another")
+        self._entered = True
 
     def __repr__(self) -> str:
         if self._handle is None:

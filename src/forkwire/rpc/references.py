@@ -1,4 +1,4 @@
-"""Names by which another interpreter finds what this one has: services, and their initializers.
+"""Names by which another interpreter finds what this one has.
 
 Looks at finders and at what is imported already; imports nothing itself.
 """
@@ -8,14 +8,12 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Callable
 from typing import Any, Final
 
-from ..errors import UsageError
 from ..process import guard_main
 from .handlers.service import Service
 
-__all__ = ["findable", "name_of_function", "no_template", "reference_of"]
+__all__ = ["findable", "no_template", "reference_of"]
 
 # Those of every interpreter. Others may be this program's own, and find nothing elsewhere; those
 # of editable installations are set up by their site-packages, so every interpreter has them.
@@ -92,20 +90,3 @@ def can_watch() -> bool:
     if fd >= 0:
         os.close(fd)
     return fd >= 0
-
-
-def name_of_function(function: str | Callable[..., object]) -> str:
-    """``"module:name"`` of an initializer. Raises :exc:`UsageError` where it has none."""
-    if isinstance(function, str):
-        return function
-    module = getattr(function, "__module__", None)
-    path = getattr(function, "__qualname__", "")
-    found: Any = sys.modules.get(str(module))
-    for part in path.split("."):
-        found = getattr(found, part, None)
-    if not path or found is not function or not findable(str(module)):
-        raise UsageError(
-            f"the initializer {path or function!r} cannot be imported by another interpreter: "
-            'name it, "module:function", or use start="fork", which inherits it'
-        )
-    return f"{module}:{path}"

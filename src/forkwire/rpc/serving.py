@@ -37,6 +37,7 @@ from .links.drivers import Driver, LoopDriver, OwnDriver
 from .links.link import InCall, Limits, Link, nothing
 from .links.poll_thread import PollDriver, PollThread
 from .telling import logs
+from .telling.log_records import Data
 
 __all__ = ["Start", "serve"]
 
@@ -63,6 +64,7 @@ class Start:
     initializer: str | Callable[..., object] | None = None  # or "module:name"
     initargs: Sequence[object] = ()
     given: bytes = b""  # for a fresh interpreter: the same as JSON
+    said: Sequence[Data] = ()  # log records of what was imported for it
 
     def fileno(self) -> int:
         """What the worker keeps with ``close_fds`` beside its own ends: the control pipe."""
@@ -88,6 +90,11 @@ def _serve(input_: InputChannel, output: OutputChannel, start: Start) -> None:
     if bridge is not None and start.ask_log_level and not link.greeted:
         link.on_hello = lambda: bridge.set_level(hosts_log_level(link))
     link.on_idle = nothing if bridge is None else bridge.flush
+    if log_level is not None:
+        for record in start.said:
+            level = record["level"]
+            if isinstance(level, int) and level >= log_level:
+                mail(record)
     try:
         load_and_serve(link, start, mail)
         if isinstance(link.over, PeerError):

@@ -13,9 +13,10 @@ from ..process.backend import BackendName
 from ..process.worker import DEFAULT_GRACE, check_options
 from ..wire.framing import MAX_PAYLOAD_SIZE
 from .handlers.service import Service
+from .initializing import Initializer, Packed, pack
 from .links.link import Limits
 from .programs import Program
-from .references import name_of_function, no_template, reference_of
+from .references import no_template, reference_of
 
 __all__ = ["START_TIMEOUT", "Settings", "StartMethod", "WorkerOptions", "settings_of"]
 
@@ -61,8 +62,9 @@ class Settings:
     preload: tuple[str, ...]
     host: Service | None
     threads: int
-    initializer: str | Callable[..., object] | None
+    initializer: Initializer | None
     initargs: tuple[object, ...]
+    packed: Packed | None  # both, where they are not inherited
     grace: float
     start_timeout: float
     backend: BackendName | None
@@ -109,7 +111,13 @@ def settings_of(
             "greeting has to fit"
         )
     local = None if service is None or isinstance(service, str) else Service.of(service)
-    method = start or "fork"
+    if command is not None and start == "template":
+        raise UsageError("a program is executed: start= is how to start a service")
+    if initializer is not None and command is not None:
+        raise UsageError("initializer= is for services: a program has its own way to begin")
+    given = tuple(initargs)
+    method = start or default_method(service, local, initializer, given)
+    packed = None if method == "fork" else pack(initializer, given)
     if command is not None:
         target: object = Program.of(command, stdio=stdio)
     elif method == "exec":
@@ -118,10 +126,6 @@ def settings_of(
         target = named(service, local)
     else:
         target = local or service
-    if initializer is not None and command is not None:
-        raise UsageError("initializer= is for services: a program has its own way to begin")
-    if initializer is not None and method in ("template", "exec"):
-        initializer = name_of_function(initializer)
     return Settings(
         start=method,
         target=target,
@@ -131,7 +135,8 @@ def settings_of(
         host=None if host is None else Service.of(host),
         threads=threads,
         initializer=initializer,
-        initargs=tuple(initargs),
+        initargs=given,
+        packed=packed,
         grace=grace,
         start_timeout=start_timeout,
         backend=backend,
@@ -139,6 +144,19 @@ def settings_of(
         logging=logging,
         limits=Limits(max_message_size),
     )
+
+
+def default_method(
+    service: object, local: Service | None, initializer: Initializer | None, initargs: Any
+) -> StartMethod:
+    """What can only be inherited implies a fork."""
+    if service is None or no_template() or reference_of(service, local) is None:
+        return "fork"
+    try:
+        pack(initializer, initargs)
+    except UsageError:
+        return "fork"
+    return "template"
 
 
 def named(service: object, local: Service | None) -> str:

@@ -7,7 +7,6 @@ done from here where there is none: on another machine, or beside a host in anot
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import json
 import os
@@ -23,7 +22,7 @@ from ..process.cancelling import Termination, listen_in_plain_code
 from ..process.channels import InputChannel, OutputChannel
 from ..process.worker import DEFAULT_GRACE, LONGEST_GRACE
 from ..wire.framing import MAX_PAYLOAD_SIZE
-from .data import codec
+from .initializing import unpack
 from .interrupts.control_pipe import ControlPipe
 from .links.link import Limits
 from .programs import CONTROL, FDS, GIVEN
@@ -124,6 +123,7 @@ def seconds_of(text: str) -> float:
 
 def start_of(options: Options, control: ControlPipe, given: Mapping[str, Any]) -> Start:
     """``given``: what a host of ours has said, and wants as it is."""
+    initializer, initargs = unpack(given.get("packed"))
     return Start(
         options.service,
         given.get("label", options.service),
@@ -132,8 +132,8 @@ def start_of(options: Options, control: ControlPipe, given: Mapping[str, Any]) -
         control,
         ask_log_level=True,
         limits=Limits(given.get("limit", MAX_PAYLOAD_SIZE)),
-        initializer=given.get("initializer"),
-        initargs=initargs_in(given),
+        initializer=initializer,
+        initargs=initargs,
     )
 
 
@@ -144,16 +144,6 @@ def given_in(environment: Mapping[str, str]) -> Mapping[str, Any]:
     with open(int(number), "rb") as file:
         given: Mapping[str, Any] = json.load(file)
     return given
-
-
-def initargs_in(given: Mapping[str, Any]) -> Sequence[object]:
-    if "initargs" not in given:
-        return ()
-    body, attachments = given["initargs"]
-    found: Sequence[object] = codec.decode(
-        base64.b64decode(body), [base64.b64decode(each) for each in attachments]
-    )
-    return found
 
 
 def be_on_our_own(link: int, grace: float) -> ControlPipe:

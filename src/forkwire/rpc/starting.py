@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import sys
-from typing import Any, Final
+from typing import Final
 
-from ..process import template
+from ..process import templates
 from ..process.backend import Backend, BackendName
 from ..process.steps import Steps
+from ..process.template import Recipe, sys_path
 from ..process.template_start import start_from_template
 from ..process.worker import ProcessWorker, start_worker
 from .caller.offers import Offers
-from .data import codec
 from .handle import Handle, open_control
+from .initializing import Packed
 from .interrupts.control_pipe import ControlPipe
 from .programs import Program, execute
 from .serving import Start, serve
@@ -26,6 +26,8 @@ __all__ = ["retire_template", "start"]
 
 WORK: Final = "forkwire.rpc.templated:work"
 PREPARE: Final = "forkwire.rpc.templated:prepare"
+
+PLAY: Final = "forkwire.rpc.templated:play"
 
 
 def start(settings: Settings, offers: Offers, backend: Backend) -> Steps[Handle]:
@@ -62,7 +64,7 @@ def forked(settings: Settings, control: ControlPipe, backend: Backend) -> Proces
     if isinstance(settings.target, Program):
         options.executes = True
         options.capture_stdout = not settings.target.stdio
-        given.given = for_interpreter(given)
+        given.given = for_interpreter(given, settings.packed)
     control.lend()
     return start_worker(
         execute if options.executes else serve,
@@ -74,15 +76,13 @@ def forked(settings: Settings, control: ControlPipe, backend: Backend) -> Proces
     )
 
 
-def for_interpreter(start: Start) -> bytes:
+def for_interpreter(start: Start, packed: Packed | None) -> bytes:
     """What its command line does not say."""
-    body, attachments = codec.encode(list(start.initargs))
     given = {
         "label": start.name,
         "backend": start.backend,
         "limit": start.limits.message,
-        "initializer": start.initializer,
-        "initargs": [encoded(body), [encoded(each) for each in attachments]],
+        "packed": packed,
     }
     return json.dumps(given).encode()
 
@@ -94,16 +94,15 @@ def from_template(
     options = output.capturing(
         name, settings.grace, settings.limits.message, close_fds=settings.close_fds
     )
-    body, attachments = codec.encode(list(settings.initargs))
     request = {
         "service": settings.target,
         "label": settings.label,
         "backend": name,
         "threads": settings.threads,
         "log_level": logs.host_level() if settings.logging else None,
-        "limit": settings.limits.message,
-        "initializer": settings.initializer,
-        "initargs": [encoded(body), [encoded(each) for each in attachments]],
+        "levels": logs.levels_of_loggers() if settings.logging else {},
+        "limits": (settings.limits.message, settings.limits.calls),
+        "packed": settings.packed,
     }
     return start_from_template(
         recipe_of(settings, name),
@@ -117,13 +116,9 @@ def from_template(
     )
 
 
-def encoded(data: Any) -> str:
-    return base64.b64encode(data).decode()
-
-
-def recipe_of(settings: Settings, backend: BackendName) -> template.Recipe:
-    path, folder = template.sys_path()
-    return template.Recipe(
+def recipe_of(settings: Settings, backend: BackendName) -> Recipe:
+    path, folder = sys_path()
+    return Recipe(
         label=str(settings.target),
         work=WORK,
         base=LOOP_MODULES[backend],
@@ -133,9 +128,11 @@ def recipe_of(settings: Settings, backend: BackendName) -> template.Recipe:
         executable=sys.executable,
         path=path,
         folder=folder,
+        hint=logs.host_level(),
+        rehearse=PLAY,
     )
 
 
 def retire_template(settings: Settings, backend: BackendName) -> None:
     """The next worker is forked from a template that imports the service's code anew."""
-    template.retire(recipe_of(settings, settings.backend or backend))
+    templates.retire(recipe_of(settings, settings.backend or backend))

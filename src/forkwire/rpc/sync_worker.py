@@ -126,7 +126,7 @@ class SyncWorker(HasHandle, SyncCalls):
     # -- start --------------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
-        self._check_not_started()
+        self._enter_once()
         with Uninterrupted(self._hurry) as block:
             self._start(block)
         return self

@@ -55,8 +55,10 @@ def open_worker(
     :mod:`forkwire.rpc.handlers.service`. ``command``: a program that speaks
     protocol-spec/3-calls.md instead, in any language.
 
-    ``host``: what the worker may call here, offered in the same way. ``start``: ``"fork"`` inherits
-    this process, the default; ``"exec"`` is a fresh interpreter, for services given by name.
+    ``host``: what the worker may call here, offered in the same way. ``start``: ``"template"``, the
+    default for what can be imported, forks from a clean process that has imported the service and
+    ``preload``, modules by name; ``"fork"`` inherits this process, as do instances, closures and
+    what is in ``__main__``; ``"exec"`` is a fresh interpreter.
     ``threads``: how many plain functions may run at a time; those in the first can be interrupted,
     the others end with the worker. ``initializer``: what the worker calls with ``initargs`` before
     it greets, a function or ``"module:name"``; what it raises is raised here. ``name``: in logs and
@@ -123,7 +125,7 @@ class Worker(HasHandle, Calls):
 
     async def __aenter__(self) -> Self:
         await anyio.lowlevel.checkpoint()
-        self._check_not_started()
+        self._enter_once()
         self._backend = backend = current_backend()
         starting = start(self._settings, self._offers, backend)
         self._handle = handle = await run_in_loop(starting, backend)

@@ -121,11 +121,11 @@ def blocked() -> list[int]:
     return sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
 
 
-def descriptors() -> dict[int, str]:
+def descriptors() -> dict[str, str]:
     found = {}
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(FileNotFoundError):  # the listing's own
-            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
+            found[name] = os.readlink(f"/proc/self/fd/{name}")
     return found
 
 
@@ -155,3 +155,12 @@ def start_descendant(begun: str) -> int:
         time.sleep(120)
         os._exit(0)
     return pid
+
+
+def logging_handlers() -> list[str]:
+    return [type(handler).__name__ for handler in logging.getLogger().handlers]
+
+
+def options() -> list[Any]:
+    """Some that the interpreter was started with."""
+    return [sys.dont_write_bytecode, sys.warnoptions, sys.flags.utf8_mode]

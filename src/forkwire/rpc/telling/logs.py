@@ -30,6 +30,8 @@ BURST: Final = 4000.0
 # through would be as many again.
 TELLING: Final = 1.0
 
+LEVELS: Final = 200  # of single loggers, that a worker is told which does not inherit them
+
 OURS: Final = "forkwire.worker"  # the logger of our own records
 
 
@@ -203,6 +205,12 @@ def host_level() -> int:
     """Below it no record is made here: the root logger's level, or what is disabled altogether."""
     root = logging.getLogger()
     return max(root.getEffectiveLevel(), root.manager.disable + 1)
+
+
+def levels_of_loggers() -> dict[str, int]:
+    """Of those that were given one here, but for the root's."""
+    loggers = [each for each in all_loggers() if each.level and each.parent is not None]
+    return {each.name: each.level for each in loggers[:LEVELS]}
 
 
 def all_loggers() -> Iterator[logging.Logger]:

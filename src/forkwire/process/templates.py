@@ -1,0 +1,166 @@
+"""The host's templates: one for each kind of worker, made at its first use and shared by all.
+
+No lock is held while anybody waits, and none of these waits but `close_templates`: a template that
+is stopped, or imports for ever, is in nobody's way.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from typing import Final
+
+from ..errors import WorkerStartError
+from . import guard, signals
+from .template import ENDING_SECONDS, Recipe, Template
+
+__all__ = ["close_templates", "drop", "get", "let_go_of", "retire", "without_preload"]
+
+# Idle ones beyond that are ended, the longest unused first: each has memory of its own.
+MOST_IDLE: Final = 8
+
+logger: Final = logging.getLogger("forkwire")
+
+_lock = threading.Lock()
+_current: dict[Recipe, Template] = {}  # the longest unused first
+_retired: list[Template] = []
+_bare: set[Recipe] = set()  # for which nothing can be preloaded
+
+
+def get(recipe: Recipe) -> Template:
+    """The template to use now, made if need be; it may not be ready yet.
+
+    Raises :exc:`WorkerStartError`.
+    """
+    with _lock, unsignalled():
+        sweep()
+        found = _current.pop(recipe, None)
+        if found is None or found.is_gone:
+            if found is not None:
+                found.close()
+            found = make(recipe)
+        _current[recipe] = found  # the last one: just used
+        retire_some()
+        return found
+
+
+def make(recipe: Recipe) -> Template:
+    guard.ensure_guard()
+    try:
+        return Template(recipe, bare=recipe in _bare)
+    except OSError as error:
+        raise WorkerStartError(
+            error.errno, f"a template process could not be started: {error.strerror}"
+        ) from error
+
+
+@contextlib.contextmanager
+def unsignalled() -> Iterator[None]:
+    """Signals' handlers, which may raise, run after it."""
+    mask = signals.pthread_sigmask(signal.SIG_BLOCK, signals.ALL_SIGNALS)
+    try:
+        yield
+    finally:
+        signals.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def without_preload(template: Template, why: str) -> None:
+    """It is of no use: the next for its recipe imports nothing but ours."""
+    with _lock, unsignalled():
+        if template.recipe not in _bare:
+            _bare.add(template.recipe)
+            logger.warning("%s", why)
+        let_go(template)
+
+
+def let_go(template: Template) -> None:
+    """It gets no more requests, and is forgotten once it has ended."""
+    if not template.retired:
+        template.retire()
+        _retired.append(template)
+    if _current.get(template.recipe) is template:
+        del _current[template.recipe]
+
+
+def let_go_of(template: Template) -> None:
+    """It does not answer: its workers may go on, but it gets no more."""
+    with _lock, unsignalled():
+        let_go(template)
+
+
+def drop(template: Template) -> None:
+    """It hangs: end it."""
+    with _lock, unsignalled():
+        template.kill()
+        let_go(template)
+
+
+def sweep() -> None:
+    """Forget those that have ended."""
+    for template in [each for each in _retired if each.is_gone]:
+        template.close()
+        _retired.remove(template)
+
+
+def retire_some() -> None:
+    idle = [each for each in _current.values() if not each.workers]
+    for template in idle[: max(0, len(idle) - MOST_IDLE)]:
+        let_go(template)
+
+
+def retire(recipe: Recipe) -> None:
+    """The next worker gets a new template, which imports everything anew.
+
+    The present one ends when its last worker has.
+    """
+    with _lock, unsignalled():
+        _bare.discard(recipe)
+        if recipe in _current:
+            let_go(_current[recipe])
+
+
+def close_templates() -> None:
+    """End the templates that have no worker; those that have one end after it.
+
+    Workers that are started later get new ones, which import their services anew. Blocks until the
+    idle ones have ended, some milliseconds.
+    """
+    with _lock, unsignalled():
+        _bare.clear()
+        idle = [each for each in (*_current.values(), *_retired) if not each.workers]
+        for template in list(_current.values()):
+            let_go(template)
+    until = time.monotonic() + ENDING_SECONDS
+    for template in idle:
+        while not template.is_gone and time.monotonic() < until:
+            time.sleep(0.001)
+        template.kill()
+    with _lock, unsignalled():
+        sweep()
+
+
+@atexit.register
+def _at_exit() -> None:
+    """They see it, and end."""
+    for template in (*_current.values(), *_retired):
+        template.close()
+
+
+def _after_fork_in_child() -> None:
+    """They are the parent's, and another thread of it may have held the lock."""
+    global _lock
+    _lock = threading.Lock()
+    for template in (*_current.values(), *_retired):
+        template.forget()
+    _current.clear()
+    _retired.clear()
+    _bare.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
