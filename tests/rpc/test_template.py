@@ -51,7 +51,7 @@ async def test_a_loop_and_a_thread_share_a_template(anyio_backend: Any) -> None:
             with sync.open_worker(starting, start="template", backend=backend) as other:
                 return int(other.call("pids")[1])
 
-        backend = worker._handle.process._child._backend.name  # type: ignore[union-attr]
+        backend: Any = worker._handle.process._child._backend.name  # type: ignore[union-attr]
         assert await anyio.to_thread.run_sync(ask) == parent
 
 

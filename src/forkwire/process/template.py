@@ -27,6 +27,8 @@ __all__ = ["ENDING_SECONDS", "Recipe", "Template", "sys_path"]
 # A template without a worker or a request for so long ends: the next start makes a new one.
 IDLE_SECONDS: Final = 60.0
 
+GRACE: Final = 0.5  # seconds, for the guard: a template has nothing to finish
+
 REPORT_SIZE: Final = 64 * 1024  # bytes, of what a template says once it is ready
 STAGES_SIZE: Final = 64 * 1024  # bytes: a pipe's worth of names
 
@@ -92,8 +94,6 @@ def current_folder() -> str:
 class Template:
     """One template process. ``workers``: those that were asked for, and are not reaped yet."""
 
-    grace: Final = 0.5  # seconds, for the guard: it has nothing to finish
-
     def __init__(self, recipe: Recipe, *, bare: bool) -> None:
         """Start it. Raises :exc:`OSError`."""
         self.recipe: Final = recipe
@@ -102,6 +102,7 @@ class Template:
         self.used = time.monotonic()
         self.retired = False
         self.pid = 0
+        self.grace = GRACE
         self._said: dict[str, Any] | None = None
         self._stage = ""
         self._environ: Final = dict(environment())
