@@ -24,7 +24,7 @@ pytestmark = pytest.mark.anyio
 
 def newest() -> Template:
     """The template that was used last."""
-    return list(templates._current.values())[-1]
+    return max(templates._current.values(), key=lambda each: each.used)
 
 
 async def test_workers_of_a_service_share_a_template(anyio_backend: Any) -> None:

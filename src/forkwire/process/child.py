@@ -63,6 +63,7 @@ class Birth:
     mask: frozenset[int]  # the signals that the forking thread had blocked
     handled: Iterable[int]  # those that have a handler of the host's
     descriptors: ownership.Plan | None = None  # known at the last moment
+    rehearsed: bool = False  # it has entered before, with other pipes
 
 
 def live(birth: Birth) -> NoReturn:
@@ -70,7 +71,8 @@ def live(birth: Birth) -> NoReturn:
     status = 1
     termination = Termination()
     try:
-        forget_exit_functions()
+        if not birth.rehearsed:
+            forget_exit_functions()
         enter(birth, termination)
         status = contextvars.copy_context().run(work, birth, termination)
     except BaseException as error:
@@ -102,22 +104,19 @@ def forget_exit_functions() -> None:
 
 def enter(birth: Birth, termination: Termination) -> None:
     """Become a process of our own: group, signals, descriptors."""
-    os.setpgid(0, 0)
+    if not birth.rehearsed:
+        os.setpgid(0, 0)
     assert birth.descriptors is not None
     birth.descriptors.carry_out()
     die_with_host(birth, termination)
-    signal.set_wakeup_fd(-1)
-    for number in birth.handled:
-        signals.set_handler(number, signals.SIG_DFL)
-    for number in UNHEARD:
-        signals.set_handler(number, signals.SIG_IGN)
-    signals.set_handler(signal.SIGTERM, signals.SIG_DFL)
-    if birth.null_stdin:
-        take_null_as_stdin()
+    if not birth.rehearsed:
+        forget_handlers(birth.handled)
+        if birth.null_stdin:
+            take_null_as_stdin()
     if birth.stdout_fd >= 0:
-        sys.stdout = take_output(birth.stdout_fd, 1)
+        sys.stdout = take_output(birth.stdout_fd, 1, sys.stdout if birth.rehearsed else None)
     if birth.stderr_fd >= 0:
-        sys.stderr = take_output(birth.stderr_fd, 2)
+        sys.stderr = take_output(birth.stderr_fd, 2, sys.stderr if birth.rehearsed else None)
         faulthandler.enable(2)  # crashes speak there
     if birth.close_fds:
         cover_others(birth)
@@ -125,9 +124,19 @@ def enter(birth: Birth, termination: Termination) -> None:
     waiting.forget_wakeup()
 
 
+def forget_handlers(handled: Iterable[int]) -> None:
+    """Signals do what they do by default, or nothing."""
+    signal.set_wakeup_fd(-1)
+    for number in handled:
+        signals.set_handler(number, signals.SIG_DFL)
+    for number in UNHEARD:
+        signals.set_handler(number, signals.SIG_IGN)
+    signals.set_handler(signal.SIGTERM, signals.SIG_DFL)
+
+
 def die_with_host(birth: Birth, termination: Termination) -> None:
     """Have the guard end us when the host ends, and the kernel too where it can be relied on."""
-    if birth.on_main_thread and sys.platform == "linux":
+    if birth.on_main_thread and sys.platform == "linux" and not birth.rehearsed:
         # The signal comes when the forking thread ends: the main one lives as long as the host.
         prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     guard.register(birth.table, birth.slot, birth.grace)
@@ -137,12 +146,15 @@ def die_with_host(birth: Birth, termination: Termination) -> None:
         leave(TERMINATED, termination)
 
 
-def take_output(fd: int, standard: int) -> TextIO:
-    """Descriptor ``standard`` is the pipe that the host reads, and so is the answered stream."""
+def take_output(fd: int, standard: int, stream: TextIO | None) -> TextIO:
+    """Descriptor ``standard`` is the pipe that the host reads, and so is the answered stream.
+
+    ``stream``: what this answered for that descriptor before.
+    """
     os.set_blocking(fd, True)
     os.dup2(fd, standard)
     ownership.close(fd)
-    return open(standard, "w", 1, "utf-8", "backslashreplace", closefd=False)
+    return stream or open(standard, "w", 1, "utf-8", "backslashreplace", closefd=False)
 
 
 def take_null_as_stdin() -> None:

@@ -92,7 +92,11 @@ def current_folder() -> str:
 
 
 class Template:
-    """One template process. ``workers``: those that were asked for, and are not reaped yet."""
+    """One template process.
+
+    ``workers``: those that were asked for, and are not reaped yet. ``used``: when it was wanted
+    last, a monotonic time.
+    """
 
     def __init__(self, recipe: Recipe, *, bare: bool) -> None:
         """Start it. Raises :exc:`OSError`."""
@@ -179,7 +183,6 @@ class Template:
 
     def request(self, message: Message, fds: Sequence[int]) -> None:
         """Ask for a worker. Raises :exc:`OSError`: EAGAIN when there is no room for that now."""
-        self.used = time.monotonic()
         if environment() != self._environ:
             message["environ"] = dict(os.environ)
         folder = current_folder()

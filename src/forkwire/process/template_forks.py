@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
-from . import child, fork, ownership, rehearsal, signals, template_wire
+from . import child, fork, guard_main, ownership, rehearsal, signals, template_wire
 from .template_wire import Message
 
 __all__ = ["Forks", "become"]
@@ -28,6 +28,7 @@ class Spare:
     """A child that is to be the next worker."""
 
     pid: int
+    exit_fd: int
     requests: socket.socket
 
 
@@ -39,7 +40,7 @@ class Forks:
     """
 
     def __init__(self, work: Callable[..., object]) -> None:
-        self.open: Final[set[int]] = set()
+        self.open: set[int] = set()
         self.prepared: Any = None
         self.handled: list[int] = []
         self.play: rehearsal.Play | None = None
@@ -48,14 +49,23 @@ class Forks:
         self._spare: Spare | None = None
         self._pid: Final = os.getpid()
 
-    def make(self, data: bytes, fds: list[int], status: int) -> int:
-        """Have a worker for a request; its pid. Raises :exc:`OSError`.
+    def make(
+        self, data: bytes, fds: list[int], status: int, tell: Callable[[int, int], None]
+    ) -> None:
+        """Have a worker for a request, and ``tell(pid, exit_fd)`` at once. Raises :exc:`OSError`.
 
         ``status``: a descriptor that is not in ``fds``, and the worker does not keep.
         """
-        pid = self._take_spare(data, fds) or self._fork(data, fds, status)
+        spare = self._take_spare()
+        if spare is None:
+            pid = self._fork(data, fds, status)
+            tell(pid, exit_fd_of(pid))
+        else:
+            tell(spare.pid, spare.exit_fd)  # first: the host has things to do meanwhile
+            with contextlib.suppress(OSError):  # it died just now, as a worker may
+                template_wire.pass_on(spare.requests, data, fds)
+            spare.requests.close()
         self.made += 1
-        return pid
 
     def _fork(self, data: bytes, fds: list[int], status: int) -> int:
         """Be the worker in the child; its pid here. Raises :exc:`OSError`."""
@@ -112,17 +122,20 @@ class Forks:
                 os.close(fd)
             self._be_spare(theirs)
         theirs.close()
-        self.open.add(ours.fileno())
-        self._spare = Spare(pid, ours)
+        self._spare = Spare(pid, exit_fd_of(pid), ours)
+        self.open |= {ours.fileno(), self._spare.exit_fd}
 
     def drop_spare(self) -> None:
         """End it."""
-        if self._spare is not None:
-            self.open.discard(self._spare.requests.fileno())
-            self._spare.requests.close()
-            os.kill(self._spare.pid, signal.SIGKILL)  # it has nothing to lose
-            os.waitpid(self._spare.pid, 0)
-            self._spare = None
+        spare, self._spare = self._spare, None
+        if spare is None:
+            return
+        self.open -= {spare.requests.fileno(), spare.exit_fd}
+        spare.requests.close()
+        os.kill(spare.pid, signal.SIGKILL)  # it has nothing to lose
+        os.waitpid(spare.pid, 0)
+        if spare.exit_fd >= 0:
+            os.close(spare.exit_fd)
 
     def _be_spare(self, requests: socket.socket) -> NoReturn:
         status = 1
@@ -137,27 +150,33 @@ class Forks:
                 request = template_wire.content(data, fds)
                 kept, birth = self._birth(request, fds)
                 birth.descriptors = ownership.Plan(kept, [requests.detach()], [], [])
+                birth.rehearsed = True
                 become(request)
                 child.live(birth)
             status = 0
         finally:
             os._exit(status)
 
-    def _take_spare(self, data: bytes, fds: list[int]) -> int:
-        """Give it the request; its pid, or 0 where there is none."""
-        spare, self._spare = self._spare, None
+    def _take_spare(self) -> Spare | None:
+        """The spare worker, if it is alive."""
+        spare = self._spare
         if spare is None:
-            return 0
-        try:
-            template_wire.pass_on(spare.requests, data, fds)
-        except OSError:  # it has died: so might the next
+            return None
+        if spare.exit_fd < 0 or guard_main.readable(spare.exit_fd):  # so might the next be
             self.play = None
-            os.waitpid(spare.pid, 0)
-            return 0
-        finally:
-            self.open.discard(spare.requests.fileno())
-            spare.requests.close()
-        return spare.pid
+            self.drop_spare()
+            return None
+        self._spare = None
+        self.open.discard(spare.requests.fileno())
+        return spare
+
+
+def exit_fd_of(pid: int) -> int:
+    """A descriptor that is readable when that child has ended; -1 where there is none."""
+    try:
+        return guard_main.open_exit_fd(pid)
+    except OSError:  # no descriptor is left
+        return -1
 
 
 def become(message: Message) -> None:

@@ -180,26 +180,24 @@ class Template:
         if not data:
             return False
         status = socket.socket(fileno=fds.pop())
+
+        def tell(pid: int, exit_fd: int) -> None:
+            self._introduce(pid, exit_fd, status)
+
         try:
-            pid = self._forks.make(data, fds, status.fileno())
+            self._forks.make(data, fds, status.fileno(), tell)
         except OSError as error:
             answer(status, 0, error.errno or 0)
             status.close()
-        else:
-            self._introduce(pid, status)
         finally:
             for fd in fds:
                 os.close(fd)
         return True
 
-    def _introduce(self, pid: int, status: socket.socket) -> None:
+    def _introduce(self, pid: int, exit_fd: int, status: socket.socket) -> None:
         """Tell the host who was born, and watch it."""
         with contextlib.suppress(OSError):  # it did so itself, or has ended
             os.setpgid(pid, pid)
-        try:
-            exit_fd = guard_main.open_exit_fd(pid)
-        except OSError:
-            exit_fd = -1
         worker = Forked(pid, exit_fd, status)
         wanted = exit_fd >= 0 and answer(status, pid, 0, exit_fd)
         if not wanted:

@@ -28,7 +28,7 @@ MOST_IDLE: Final = 8
 logger: Final = logging.getLogger("forkwire")
 
 _lock = threading.Lock()
-_current: dict[Recipe, Template] = {}  # the longest unused first
+_current: dict[Recipe, Template] = {}
 _retired: list[Template] = []
 _bare: set[Recipe] = set()  # for which nothing can be preloaded
 
@@ -38,15 +38,23 @@ def get(recipe: Recipe) -> Template:
 
     Raises :exc:`WorkerStartError`.
     """
+    found = _current.get(recipe)
+    if found is None or found.is_gone:
+        found = replacement(recipe)
+    found.used = time.monotonic()
+    return found
+
+
+def replacement(recipe: Recipe) -> Template:
     with _lock, unsignalled():
         sweep()
-        found = _current.pop(recipe, None)
-        if found is None or found.is_gone:
-            if found is not None:
-                found.close()
-            found = make(recipe)
-        _current[recipe] = found  # the last one: just used
-        retire_some()
+        found = _current.get(recipe)
+        if found is not None and not found.is_gone:  # another thread was quicker
+            return found
+        if found is not None:
+            found.close()
+        _current[recipe] = found = make(recipe)
+        retire_some(found)
         return found
 
 
@@ -108,9 +116,10 @@ def sweep() -> None:
         _retired.remove(template)
 
 
-def retire_some() -> None:
-    idle = [each for each in _current.values() if not each.workers]
-    for template in idle[: max(0, len(idle) - MOST_IDLE)]:
+def retire_some(new: Template) -> None:
+    idle = [each for each in _current.values() if not each.workers and each is not new]
+    idle.sort(key=lambda each: each.used)
+    for template in idle[: max(0, len(idle) + 1 - MOST_IDLE)]:
         let_go(template)
 
 
