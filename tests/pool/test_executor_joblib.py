@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -33,9 +34,8 @@ def backend() -> Iterator[None]:
 def ended() -> Iterator[None]:
     """The executor that is kept is not left to other tests."""
     yield
-    kept = joblib_backend.kept._executor
+    kept, joblib_backend.kept._executor = joblib_backend.kept._executor, None
     if kept is not None:
-        joblib_backend.kept.drop(kept)
         kept.shutdown()
 
 
@@ -54,6 +54,44 @@ def test_the_workers_are_kept() -> None:
     before = joblib_backend.kept._executor
     joblib.Parallel()(joblib.delayed(int)() for _ in range(4))
     assert joblib_backend.kept._executor is before
+
+
+def hold_and_square(begun: str, go: str, number: int) -> int:
+    there.hold(begun, go)
+    return there.square(number)
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_one_in_another_thread_fails_alone(workers: int, tmp_path: Any) -> None:
+    """With as many workers, or others: the first one goes on, and hands out more calls."""
+    begun, go = tmp_path / "begun", tmp_path / "go"
+    found: list[Any] = []
+
+    def first() -> None:
+        with joblib.parallel_config(backend="forkwire", n_jobs=2):
+            job = joblib.delayed(hold_and_square)
+            found.extend(joblib.Parallel(batch_size=1)(job(begun, go, n) for n in range(30)))
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    there.until(begun.exists)
+    with pytest.raises(ValueError, match="x"):
+        joblib.Parallel(n_jobs=workers)(joblib.delayed(there.fail)("x") for _ in range(4))
+    found_here = joblib.Parallel(n_jobs=workers)(joblib.delayed(there.square)(n) for n in range(3))
+    go.touch()
+    thread.join(there.LIMIT)
+    assert found_here == [0, 1, 4]
+    assert found == [n * n for n in range(30)]
+
+
+def test_two_generators_take_turns() -> None:
+    """Of one backend, which is theirs until both are done."""
+    job = joblib.delayed(there.square)
+    one: Any = joblib.Parallel(return_as="generator")(job(n) for n in range(9))
+    other: Any = joblib.Parallel(return_as="generator")(job(n) for n in range(20))
+    pairs = list(zip(one, other, strict=False))
+    assert pairs == [(n * n, n * n) for n in range(9)]
+    assert list(other) == [n * n for n in range(9, 20)]
 
 
 def test_an_error_comes_back_and_the_next_goes_on() -> None:

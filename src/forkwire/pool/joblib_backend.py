@@ -1,7 +1,8 @@
 """A backend for joblib: ``forkwire.register_joblib()``, then ``parallel_config("forkwire")``.
 
 The only importer of joblib. One executor is kept between the calls of ``Parallel``, since starting
-workers and importing numpy in each of them takes longer than many a call.
+workers and importing numpy in each of them takes longer than many a call. While one is in use no
+other backend has it, so that a ``Parallel`` in another thread can fail, and end it, alone.
 """
 
 from __future__ import annotations
@@ -50,6 +51,12 @@ class ForkwireBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
     supports_retrieve_callback = True
     supports_inner_max_num_threads = True
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._executor: ProcessExecutor | None = None
+        self._key: object = None
+        self._users = 0  # generators may take turns
+
     def configure(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, n_jobs: int = 1, parallel: Any = None, prefer: str | None = None,
         require: str | None = None, **options: Any,
@@ -61,8 +68,22 @@ class ForkwireBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         self.parallel = parallel
         given = {**getattr(self, "backend_kwargs", {}), **options}
         self._options = {name: value for name, value in given.items() if name in OPTIONS}
-        self._executor = kept.get(count, self._prepare_worker_env(n_jobs=count), self._options)
+        self._find(count, self._prepare_worker_env(n_jobs=count))
+        self._users += 1
         return count
+
+    def _find(self, workers: int, environment: Mapping[str, str]) -> None:
+        key = (workers, dict(environment), self._options, os.getpid())
+        if self._users and self._key == key and is_usable(self._executor):
+            return
+        self._key = key
+        self._executor = kept.take(key) or ProcessExecutor(
+            workers,
+            initializer=set_environment,
+            initargs=(dict(environment),),
+            name="joblib",
+            **self._options,
+        )
 
     def effective_n_jobs(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, n_jobs: int | None
@@ -78,6 +99,7 @@ class ForkwireBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         self, func: Callable[[], Any], callback: Callable[[Future[Any]], Any] | None = None
     ) -> Future[Any]:
         """Have a batch run."""
+        assert self._executor is not None
         future = self._executor.submit(func)
         if callback is not None:
             future.add_done_callback(callback)
@@ -89,13 +111,17 @@ class ForkwireBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
 
     def terminate(self) -> None:
         """The end of a ``Parallel``; the workers wait for the next."""
+        self._users = max(0, self._users - 1)
+        if not self._users and self._executor is not None and is_usable(self._executor):
+            kept.give_back(self._key, self._executor)
         self.reset_batch_stats()
 
     def abort_everything(self, ensure_ready: bool = True) -> None:
         """Something failed, or nobody wants the rest: end the workers with what they do."""
-        kept.drop(self._executor)
-        self._executor.kill_workers()
+        if self._executor is not None:
+            self._executor.kill_workers()
         if ensure_ready:
+            self._users = max(0, self._users - 1)
             self.configure(n_jobs=self.parallel.n_jobs, parallel=self.parallel, **self._options)
 
 
@@ -107,33 +133,25 @@ class Kept:
         self._key: object = None
         self._executor: ProcessExecutor | None = None
 
-    def get(
-        self, workers: int, environment: Mapping[str, str], options: Mapping[str, Any]
-    ) -> ProcessExecutor:
-        """One of so many workers that have ``environment``."""
-        key = (workers, dict(environment), dict(options), os.getpid())
+    def take(self, key: object) -> ProcessExecutor | None:
+        """The one that is kept, if it is such a one. Nobody else has it then."""
         with self._lock:
-            old = self._executor
-            if old is not None and self._key == key and not old._broken:
-                return old
-            self._key = key
-            self._executor = ProcessExecutor(
-                workers,
-                initializer=set_environment,
-                initargs=(dict(environment),),
-                name="joblib",
-                **options,
-            )
-            new = self._executor
-        if old is not None:
-            old.shutdown(wait=False)  # what it runs for another Parallel goes on
-        return new
+            if self._key != key or not is_usable(self._executor):
+                return None
+            found, self._executor = self._executor, None
+            return found
 
-    def drop(self, executor: ProcessExecutor) -> None:
-        """It is to be had no more."""
+    def give_back(self, key: object, executor: ProcessExecutor) -> None:
+        """Keep it instead of the one that is kept."""
         with self._lock:
-            if self._executor is executor:
-                self._executor = self._key = None
+            old, self._executor, self._key = self._executor, executor, key
+        if old is not None and old is not executor:
+            old.shutdown(wait=False)
+
+
+def is_usable(executor: ProcessExecutor | None) -> bool:
+    """Whether it takes calls."""
+    return executor is not None and not executor._broken and not executor._engine.closing
 
 
 kept: Final = Kept()
