@@ -33,6 +33,10 @@ def fail(text: str) -> None:
     raise error
 
 
+def throw(error: BaseException) -> None:
+    raise error
+
+
 def hold(begun: str, go: str) -> str:
     """Say that it has begun, and wait until it may end."""
     path = pathlib.Path(begun)

@@ -130,6 +130,8 @@ def test_leaving_a_map_cancels_the_rest(tmp_path: Path) -> None:
     [
         ({"max_workers": 0}, ValueError, "max_workers must be greater than 0"),
         ({"max_workers": -1}, ValueError, "max_workers must be greater than 0"),
+        ({"max_workers": 2.5}, TypeError, "cannot be interpreted as an integer"),
+        ({"preload": "numpy"}, forkwire.UsageError, r"preload is a list of modules: \['numpy'\]"),
         ({"initializer": 7}, TypeError, "initializer must be a callable"),
         ({"max_tasks_per_child": 0}, ValueError, "max_tasks_per_child must be >= 1"),
         ({"max_tasks_per_child": "1"}, TypeError, "max_tasks_per_child must be an integer"),
@@ -287,6 +289,46 @@ def test_a_future_tells_its_callbacks_in_order(executor: ProcessExecutor) -> Non
     assert done.wait(there.LIMIT)
     assert told == [1, 2]
     assert executor.submit(int).result() == 0
+
+
+class Left(BaseException):
+    """Nobody handles it."""
+
+
+def leave(future: concurrent.futures.Future[Any]) -> None:
+    raise Left
+
+
+@pytest.mark.parametrize("cancel", [False, True])
+def test_callbacks_may_raise_anything(
+    cancel: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is logged, and the other calls are not lost."""
+    with ProcessExecutor(1) as executor:
+        go = tmp_path / "go"
+        held = executor.submit(there.hold, str(tmp_path / "begun"), str(go))
+        until((tmp_path / "begun").exists)
+        others = [executor.submit(there.square, n) for n in range(5)]
+        for future in others:
+            future.add_done_callback(leave)
+        executor.shutdown(wait=False, cancel_futures=cancel)
+        go.touch()
+    assert held.result() == "held"
+    assert [future.cancelled() for future in others] == [cancel] * 5
+    assert caplog.text.count("a callback of a future of") == 5
+
+
+def test_a_future_that_was_given_a_result_is_let_alone(tmp_path: Path) -> None:
+    """By somebody else, as it may not be; the calls behind it are run."""
+    with ProcessExecutor(1) as executor:
+        go = tmp_path / "go"
+        executor.submit(there.hold, str(tmp_path / "begun"), str(go))
+        until((tmp_path / "begun").exists)
+        strange, last = executor.submit(there.square, 2), executor.submit(there.square, 3)
+        strange.set_result(7)
+        go.touch()
+        assert last.result(there.LIMIT) == 9
+        assert strange.result() == 7
 
 
 def test_a_callback_may_submit(executor: ProcessExecutor) -> None:

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import threading
+from asyncio import CancelledError
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -112,6 +113,19 @@ def test_an_initializer_that_raises_breaks_it(start: Any, tmp_path: Path) -> Non
         with pytest.raises(BrokenExecutor, match="no database"):
             executor.submit(int)
     assert log.read_text() == "x"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [SystemExit(3), KeyboardInterrupt(), GeneratorExit(), StopIteration(4), CancelledError()],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_initializer_may_raise_anything(error: BaseException) -> None:
+    """Also what would mean something to the loop here, which goes on."""
+    with ProcessExecutor(1, initializer=there.throw, initargs=(error,)) as executor:
+        broken = executor.submit(int).exception(there.LIMIT)
+        assert isinstance(broken, BrokenProcessPool)
+        assert type(broken.__cause__) is type(error)
 
 
 def test_an_initializer_that_begins_to_raise_has_a_few_attempts(

@@ -6,6 +6,7 @@ workers are the engine's.
 
 from __future__ import annotations
 
+import operator
 import os
 import weakref
 from collections import deque
@@ -87,12 +88,14 @@ class ProcessExecutor(Executor):
         logging: bool = True,
         sandbox: None = None,
     ) -> None:
-        workers = processors() if max_workers is None else max_workers
+        workers = processors() if max_workers is None else operator.index(max_workers)
         if workers <= 0:
             raise ValueError("max_workers must be greater than 0")
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
         check_tasks(max_tasks_per_child, mp_context)
+        if isinstance(preload, str):
+            raise UsageError(f"preload is a list of modules: [{preload!r}]")
         if sandbox is not None:
             raise UsageError(
                 "an executor takes no sandbox: it unpickles what its workers answer, so they can "

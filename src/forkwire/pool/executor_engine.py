@@ -227,16 +227,14 @@ class Engine:
     def _next_pending(self) -> Work | None:
         while self._pending:
             work = self._pending.popleft()
-            if work.future.set_running_or_notify_cancel():
+            if work.commit():
                 return work
         return None
 
     def _cancel_pending(self) -> None:
         self._wake()  # what has a worker by right is run
         while self._pending:
-            future = self._pending.popleft().future
-            future.cancel()
-            future.set_running_or_notify_cancel()
+            self._pending.popleft().cancel()
         self._wake()
 
     # -- workers ------------------------------------------------------------------------------
@@ -250,7 +248,9 @@ class Engine:
 
     async def _live(self, member: Member) -> None:
         try:
-            await member.live()
+            failure = await member.live()
+            if failure is not None:
+                self._start_failed(failure)
         except Exception as error:
             if member.worker is None:
                 self._start_failed(error)
@@ -290,7 +290,7 @@ class Engine:
             self._idle.remove(member)
         self._wake()
 
-    def _start_failed(self, error: Exception) -> None:
+    def _start_failed(self, error: BaseException) -> None:
         self._failures += 1
         if not self._proven or self._failures >= ATTEMPTS:
             self._break(error)
@@ -304,7 +304,7 @@ class Engine:
         self._paused = False
         self._wake()
 
-    def _break(self, error: Exception) -> None:
+    def _break(self, error: BaseException) -> None:
         """Give up: no worker can be started."""
         with self._lock:
             self.broken = self.broken or error

@@ -108,10 +108,17 @@ class Member:
         """Whether its worker can take a call."""
         return self._link is not None and self._link.is_open and not self._spent
 
-    async def live(self) -> None:
-        """From its start to its end. Raises why it did not start."""
+    async def live(self) -> BaseException | None:
+        """From its start to its end. What the initializer raised; raises why else it is not there.
+
+        What is no Exception would mean something else to the task, or the loop, if it was raised.
+        """
         async with self._open() as worker:
-            await self._set_up(worker)
+            reply = await self._set_up(worker)
+            try:
+                answer(reply, "the initializer")
+            except BaseException as error:
+                return error
             self._link = link = worker._own_caller().link
             link.on_over = self._on_over
             self.worker = worker
@@ -119,6 +126,7 @@ class Member:
             self.proceed()
             await self._done.wait()
             self._owner.lost(self)
+        return None
 
     def _open(self) -> Worker:
         plan = self._plan
@@ -135,12 +143,13 @@ class Member:
             logging=plan.logging,
         )
 
-    async def _set_up(self, worker: Worker) -> None:
+    async def _set_up(self, worker: Worker) -> list[Any]:
         plan = self._plan
         first = (None, ()) if plan.inherits else (plan.initializer, plan.initargs)
         key = bytes(process.current_process().authkey)
         packed = pack((key, plan.inherits, *first), inherited=plan.inherits)
-        answer(await worker.call("set_up", packed), "the initializer")
+        reply: list[Any] = await worker.call("set_up", packed)
+        return reply
 
     # -- calls --------------------------------------------------------------------------------
 

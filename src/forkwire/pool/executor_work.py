@@ -78,6 +78,19 @@ class Work:
         inner = self.args[0] if self.function is service.run_chunk else self.function
         return label_of(inner)
 
+    def commit(self) -> bool:
+        """Have the future run, as far as it is to know; False if nobody wants it any more."""
+        try:
+            return self.future.set_running_or_notify_cancel()
+        except (RuntimeError, InvalidStateError):  # somebody else has given it a result
+            return False
+
+    def cancel(self) -> None:
+        """It is not to be run."""
+        with self._guarded():
+            self.future.cancel()
+        self.commit()
+
     def pack(self, *, inherited: bool) -> Packed:
         """For its worker. Raises what cannot be pickled, with what that belongs to."""
         try:
