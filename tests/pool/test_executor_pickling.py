@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import dataclasses
 import functools
+import importlib
 import importlib.util
 import multiprocessing
 import pickle
@@ -120,6 +121,25 @@ def test_a_module_of_the_path_goes_by_name() -> None:
     """What a fresh interpreter finds is not sent."""
     for function in (there.square, json_dumps(), np.linalg.norm, Path.exists):
         assert pickling.pack(function) == pickle.dumps(function, 5)
+
+
+@pytest.mark.parametrize("start", ["template", "fork"])
+def test_a_module_of_a_path_that_came_later_is_found(
+    start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a worker that is older, at either end of the path; what that has of its own it keeps."""
+    with ProcessExecutor(1, start=start) as executor:
+        executor.submit(eval, "__import__('sys').path.append('/of/its/own')").result()
+        for name, at in ((f"before_all_{start}", 0), (f"after_all_{start}", len(sys.path) + 1)):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / f"{name}.py").write_text("def here(): return __file__")
+            monkeypatch.setattr(sys, "path", [*sys.path])
+            sys.path.insert(at, str(tmp_path / name))
+            here = importlib.import_module(name).here
+            assert executor.submit(here).result() == str(tmp_path / name / f"{name}.py")
+        there_ = executor.submit(eval, "__import__('sys').path").result()
+        assert there_[0] == sys.path[0]
+        assert there_[-2:] == ["/of/its/own", sys.path[-1]]
 
 
 def json_dumps() -> Any:
@@ -296,6 +316,14 @@ def test_large_arrays_are_not_copied_into_the_pickle() -> None:
         assert len(packed[0]) < 1000
         assert (pickling.unpack([packed[0], packed[1], bytes(packed[2])])[0] == whole).all()
     assert isinstance(pickling.pack(array[::2, ::2]), bytes)
+
+
+def test_there_may_be_many_arrays(executor: ProcessExecutor) -> None:
+    """More than a message has room for beside it."""
+    arrays = [np.full(pickling.LEAST_BUFFER, n % 251, "u1") for n in range(4200)]
+    found = executor.submit(list, arrays).result()
+    assert len(found) == 4200
+    assert all(np.array_equal(there, here) for there, here in zip(found, arrays, strict=True))
 
 
 def test_large_bytes_go_there_and_back(executor: ProcessExecutor) -> None:

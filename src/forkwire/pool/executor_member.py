@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import process
@@ -97,6 +99,7 @@ class Member:
         self.work: Work | None = None
         self._plan: Final = plan
         self._owner: Final = owner
+        self._path: list[str] = []  # what its worker knows of sys.path
         self._call: OutCall | None = None
         self._link: Link | None = None
         self._calls = 0
@@ -113,6 +116,7 @@ class Member:
 
         What is no Exception would mean something else to the task, or the loop, if it was raised.
         """
+        self._path = [*sys.path]
         async with self._open() as worker:
             reply = await self._set_up(worker)
             try:
@@ -175,7 +179,12 @@ class Member:
         meta = {} if work.context is None else {"context": work.context}
         try:
             packed = work.pack(inherited=self._plan.inherits)
-            link.start("run", (packed,), {}, meta, call=call)
+        except BaseException as error:
+            work.fail(error)
+            return
+        args = (packed,) if sys.path == self._path else (packed, self._new_path())
+        try:
+            link.start("run", args, {}, meta, call=call)
         except (WorkerDied, WorkerClosedError) as error:
             self._spent = True
             self._owner.died(work, error, begun=False)
@@ -190,6 +199,11 @@ class Member:
             future.on_stop = lambda: self._owner.tell(functools.partial(self._stop, call))
             if future.cancelled():  # before there was anything to stop
                 self._stop(call)
+
+    def _new_path(self) -> list[str]:
+        """For a worker that does not know what was added since it started."""
+        self._path = [*sys.path]
+        return [os.path.abspath(entry) if entry else entry for entry in self._path]
 
     def _on_end(self, work: Work, call: OutCall) -> None:
         """It has ended, well or not."""

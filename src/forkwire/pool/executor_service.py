@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
@@ -69,8 +70,13 @@ def initialize(initializer: Callable[..., object] | None, args: Sequence[object]
         raise
 
 
-def run(packed: Packed) -> list[Any]:
-    """Call what was packed; ``[VALUE, result]``, or what `failure` answers."""
+def run(packed: Packed, path: Sequence[str] = ()) -> list[Any]:
+    """Call what was packed; ``[VALUE, result]``, or what `failure` answers.
+
+    ``path``: the program's :data:`sys.path`, where that is not what this worker knows of.
+    """
+    if path:
+        follow(path)
     try:
         function, args, kwargs = unpack(packed)
     except OURS:
@@ -95,6 +101,14 @@ def run(packed: Packed) -> list[Any]:
             f"{label_of(type(result))}, cannot be pickled"
         )
         return failure(RAISED, error)
+
+
+def follow(path: Sequence[str]) -> None:
+    """Find what the program finds now, and what this worker found before."""
+    known = {*sys.path}
+    first = next((at for at, entry in enumerate(path) if entry in known), len(path))
+    sys.path[:0] = [entry for entry in path[:first] if entry not in known]
+    sys.path += [entry for entry in path[first:] if entry not in known]
 
 
 def run_chunk(function: Callable[..., object], chunk: Sequence[Sequence[object]]) -> list[object]:

@@ -28,6 +28,9 @@ NO_FILE: Final = "<dynamic-code>"  # cloudpickle's
 # Smaller buffers cost more beside the pickle than in it; larger ones are attachments of a call.
 LEAST_BUFFER: Final = 16384  # bytes
 
+# More than so many are copied into it after all: a message has room for 4096.
+MOST_BUFFERS: Final = 1024
+
 Packed: TypeAlias = "bytes | list[Any]"
 """A pickle; with buffers beside it ``[pickle, [whether each may be written to], *buffers]``."""
 
@@ -89,6 +92,8 @@ class Beside:
 
     def __call__(self, buffer: pickle.PickleBuffer) -> bool:
         """True: keep it inside."""
+        if len(self.buffers) >= MOST_BUFFERS:
+            return True
         try:
             if buffer.raw().nbytes < LEAST_BUFFER:
                 return True
