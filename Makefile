@@ -78,6 +78,7 @@ bench: $(VENV)/.test
 	$(BIN)/python benchmarks/pingpong.py
 	$(BIN)/python benchmarks/bulk.py
 	$(BIN)/python benchmarks/start.py
+	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/calling.py
 	$(BIN)/python benchmarks/executor.py
 

@@ -26,7 +26,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
-from . import descriptors, doctor, guard_main, signals, template_wire
+from . import descriptors, doctor, guard_main, rehearsal, signals, template_wire
 from .template_forks import Forks, become
 from .template_wire import Message
 
@@ -121,8 +121,10 @@ class Template:
         if forks.prepared is not None and setup["rehearse"]:
             forks.play = quietly(named(setup["rehearse"]))
         os.close(stages)
-        descriptors.flush_standard_streams()
         forks.handled = signals.handled()
+        if forks.play is not None and not quietly(rehearsal.warm_up, forks.play):
+            forks.play = None  # something that was imported minds
+        descriptors.flush_standard_streams()
         gc.collect()
         gc.freeze()
         self._fork_once()
