@@ -18,7 +18,7 @@ import pytest
 
 import forkwire
 from forkwire import WorkerDied, WorkerStartError, sync
-from forkwire.process import guard, templates
+from forkwire.process import guard, template, templates
 
 from .services import starting
 from .support_calls import until, worker_of
@@ -242,6 +242,35 @@ async def test_what_starts_threads_is_imported_by_the_worker(
     assert "a thread of the service" in warnings[0].getMessage()
 
 
+async def test_a_template_with_threads_does_not_stay(
+    anyio_backend: Any, importable: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though one of them never ends, and Python would wait for that."""
+    monkeypatch.setenv("FORKWIRE_TEST_IMPORT", "stubborn thread")
+    pids: list[int] = []
+    execute = template.execute
+
+    def executed(*arguments: Any) -> int:
+        pids.append(execute(*arguments))
+        return pids[-1]
+
+    monkeypatch.setattr(template, "execute", executed)
+    async with worker_of("slow_import", start="template", grace=0.2) as worker:
+        _, parent, _ = await worker.call("imported_in")
+    useless, bare = pids
+    assert bare == parent
+    await until(lambda: is_over(useless))
+
+
+async def test_a_terminal_s_interrupt_may_come_as_it_is_started(
+    anyio_backend: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is meant for this process, and the template hears nothing of it."""
+    monkeypatch.setattr(template, "DETACH", "kill -INT $$; " + template.DETACH)
+    async with worker_of(starting, start="template") as worker:
+        assert await worker.call("blocked") == []
+
+
 @pytest.mark.parametrize(("how", "code"), [("exit", 7), ("crash", -signal.SIGSEGV)])
 async def test_what_ends_the_process_at_import_ends_the_worker(
     anyio_backend: Any,
@@ -324,16 +353,26 @@ def test_a_host_that_is_killed_takes_all_along(how: str, stop: bool) -> None:
         wait_for(lambda: is_over(pids["template"]) and is_over(pids["worker"]))
 
 
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 @pytest.mark.parametrize("how", ["sleep", "c"])
-def test_a_host_that_is_killed_takes_a_template_along_that_imports(
-    how: str, tmp_path: Path
+def test_a_host_that_ends_takes_a_template_along_that_imports(
+    how: str, number: int, tmp_path: Path
 ) -> None:
-    """Though that reads nothing."""
+    """Though that reads nothing; also when the host ends as programs do."""
     begun = tmp_path / "begun"
     environment = {"FORKWIRE_TEST_IMPORT": how, "FORKWIRE_TEST_BEGUN": str(begun)}
     with host("slow_import", "start", **environment) as (process, pids):
         wait_for(begun.exists)
-        process.kill()
+        process.send_signal(number)
+        process.wait(20)
+        wait_for(lambda: is_over(pids["template"]))
+
+
+def test_exit_functions_of_a_template_are_not_waited_for_long() -> None:
+    """Also when the host has ended, and nobody is left to end it."""
+    with host("slow_import", "idle", FORKWIRE_TEST_IMPORT="stubborn exit") as (process, pids):
+        process.send_signal(signal.SIGINT)
+        process.wait(20)
         wait_for(lambda: is_over(pids["template"]))
 
 

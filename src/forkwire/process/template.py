@@ -239,9 +239,11 @@ def execute(recipe: Recipe, control: int, stages: int) -> int:
                 (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
             ],
             setpgroup=0,
-            setsigmask=(),
+            setsigmask=(signal.SIGINT,),  # a terminal's, until it is in a group of its own
             setsigdef=USUAL,
         )
+        ownership.close(tell)
+        tell = -1
         with contextlib.suppress(ChildProcessError):  # SIGCHLD is ignored
             os.waitpid(shell, 0)
         pid = os.read(told, 32) if guard_main.readable(told, ENDING_SECONDS) else b""
@@ -250,7 +252,8 @@ def execute(recipe: Recipe, control: int, stages: int) -> int:
         return int(pid)
     finally:
         ownership.close(told)
-        ownership.close(tell)
+        if tell >= 0:
+            ownership.close(tell)
 
 
 def interpreter_flags() -> list[str]:

@@ -35,6 +35,9 @@ __all__ = ["main"]
 # A terminal's, whose background we are, and what a closed socket says by an error as well.
 UNHEARD: Final = (signal.SIGINT, signal.SIGPIPE, signal.SIGTTIN, signal.SIGTTOU)
 
+# For exit functions and threads of what was imported: there may be nobody left to end them.
+LAST_SECONDS: Final = 2
+
 # After a request; where more come at once, each is forked as it comes.
 QUIET_SECONDS: Final = 0.003
 
@@ -56,6 +59,7 @@ def main(arguments: list[str]) -> NoReturn:
     signals.set_handler(signal.SIGQUIT, signals.SIG_DFL)  # a shell's background job ignores it
     for number in UNHEARD:
         signals.set_handler(number, signals.SIG_IGN)
+    signals.pthread_sigmask(signal.SIG_SETMASK, ())
     control = socket.socket(fileno=int(arguments[0]))
     control.set_inheritable(False)
     stages = int(arguments[1])
@@ -70,6 +74,13 @@ def main(arguments: list[str]) -> NoReturn:
     template.get_ready(setup, stages)
     template.run()
     control.close()
+    leave()
+
+
+def leave() -> NoReturn:
+    """Run exit functions, and wait for threads, but not for long."""
+    signals.set_handler(signal.SIGALRM, signals.SIG_DFL)
+    signal.alarm(LAST_SECONDS)
     sys.exit(0)
 
 
@@ -132,7 +143,7 @@ class Template:
         with contextlib.suppress(OSError):
             self._control.sendall(json.dumps({"pid": os.getpid(), "threads": threads}).encode())
         if threads:
-            sys.exit(0)
+            leave()
 
     def _fork_once(self) -> None:
         """Libraries that stop their threads at a fork (OpenBLAS) do it now."""

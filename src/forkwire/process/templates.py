@@ -156,8 +156,10 @@ def close_templates() -> None:
 
 @atexit.register
 def _at_exit() -> None:
-    """They see it, and end."""
+    """They see it, and end; not those that import, perhaps for ever."""
     for template in (*_current.values(), *_retired):
+        if template.threads is None:
+            template.kill()
         template.close()
 
 

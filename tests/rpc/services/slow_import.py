@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import os
 import threading
@@ -28,6 +29,10 @@ elif _how == "sys.exit":
     raise SystemExit("at import")
 elif _how == "threads":
     threading.Thread(target=_hold.wait, name="a thread of the service", daemon=True).start()
+elif _how == "stubborn thread":
+    threading.Thread(target=_hold.wait, name="a thread of the service").start()
+elif _how == "stubborn exit":
+    atexit.register(time.sleep, 120)
 
 
 def imported_in() -> list[int]:
