@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -182,6 +183,29 @@ async def test_an_import_that_takes_too_long(
                 pass
         pid = int(begun.read_text())
         await until(lambda pid=pid: is_over(pid))  # type: ignore[misc]
+
+
+async def test_each_waits_as_long_as_it_may(
+    anyio_backend: Any, importable: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who gives up a template takes it from nobody: the others get another that imports."""
+    monkeypatch.setenv("FORKWIRE_TEST_IMPORT", "sleep")
+    errors: list[str] = []
+
+    async def start(seconds: float) -> None:
+        try:
+            async with worker_of("slow_import", start="template", start_timeout=seconds):
+                pass
+        except WorkerStartError as error:
+            errors.append(str(error))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(start, 2)
+        tasks.start_soon(start, 6)
+    assert [re.search(r"within (\d) seconds: its template", each)[1] for each in errors] == [  # type: ignore[index]
+        "2",
+        "6",
+    ]
 
 
 async def test_a_start_that_is_cancelled_leaves_nothing(

@@ -101,6 +101,8 @@ def ready(recipe: Recipe, until: float, seconds: float) -> Steps[Template]:
             yield Wait(found.fileno(), until)
         if found.threads == []:
             return found
+        if found.retired:  # by somebody who waited for it as well
+            continue
         if found.bare:
             templates.drop(found)
             raise WorkerStartError(
