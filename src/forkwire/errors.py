@@ -305,11 +305,21 @@ class WorkerDied(WorkerError):
         self.reason = reason
         self.signal_name = signal_name(-returncode) if returncode < 0 else None
         self.exit_code = returncode if returncode >= 0 else None
-        self.rusage = rusage
+        # In the interpreter's last collection CPython complains of each struct_rusage that is left.
+        self._usage = None if rusage is None else tuple(rusage)
         self.inside_message = inside_message
         self.stderr_tail = stderr_tail
         self.native_stack = native_stack
         self.in_flight = in_flight
+
+    @property
+    def rusage(self) -> resource.struct_rusage | None:
+        """What it has used, as of getrusage(2)."""
+        if self._usage is None:
+            return None
+        import resource
+
+        return resource.struct_rusage(self._usage)
 
     def __str__(self) -> str:
         inside = ", inside a message" if self.inside_message else ""

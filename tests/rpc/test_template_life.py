@@ -325,6 +325,33 @@ def test_an_interpreter_s_own_options_travel() -> None:
     assert done.stdout == "[True, ['error'], 1]\n", done.stderr
 
 
+def test_what_is_left_of_workers_at_the_end_is_silent() -> None:
+    """CPython complains of each `struct_rusage` that its last collection finds."""
+    script = (
+        "import signal, threading\nfrom forkwire import WorkerDied, sync\n"
+        "def have_one():\n"
+        "    with sync.open_worker('starting', start='template', grace=0.3) as worker:\n"
+        "        try:\n"
+        "            worker.call('die', signal.SIGKILL)\n"
+        "        except WorkerDied as error:\n"
+        "            assert error.rusage.ru_maxrss > 0\n"
+        "threads = [threading.Thread(target=have_one) for _ in range(12)]\n"
+        "for each in threads:\n"
+        "    each.start()\n"
+        "for each in threads:\n"
+        "    each.join()\n"
+    )
+    path = os.pathsep.join(filter(None, [str(SERVICES), os.environ.get("PYTHONPATH")]))
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_owned_descriptors_are_counted() -> None:
     """Those of templates are nobody else's, as all of ours."""
     ask("add", 1, 2)

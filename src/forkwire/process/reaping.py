@@ -39,7 +39,7 @@ class Child:
         self.grace: Final = grace
         self.slot: Final = guard.reserve(self)
         self.returncode: int | None = None
-        self.rusage: resource.struct_rusage | None = None
+        self._usage: tuple[float, ...] | None = None  # plain: see `WorkerDied`
         self.status_lost = False
         self.abandoned = False
         self.leftovers: object = None  # of the start, to be dropped once there is time
@@ -53,6 +53,11 @@ class Child:
         self._backend: Backend | None = None
         self._stop: Stop | None = None
         self._exit_fd = -1
+
+    @property
+    def rusage(self) -> resource.struct_rusage | None:
+        """What it has used; None until it was reaped, and where that was lost."""
+        return None if self._usage is None else resource.struct_rusage(self._usage)
 
     def born(self, pid: int) -> None:
         """It was forked. Raises :exc:`OSError` where it cannot be watched; then `reap_now` it."""
@@ -178,7 +183,8 @@ class Child:
             # Ended, and its number still its own: the last moment to reach the rest of the group.
             guard_main.signal_group(self.pid, signal.SIGKILL)
             guard.forget(self.slot)
-            _, status, self.rusage = os.wait4(self.pid, 0)
+            _, status, usage = os.wait4(self.pid, 0)
+            self._usage = tuple(usage)
             self.returncode = os.waitstatus_to_exitcode(status)
             if self.returncode == -signal.SIGKILL and not self._killed_here:
                 self._killer = self._suspect()

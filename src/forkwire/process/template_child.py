@@ -10,7 +10,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import resource
 import select
 import signal
 import struct
@@ -124,7 +123,7 @@ class TemplateChild(Child):
                 over = self._listen(PATIENCE)
             if over:
                 status, *usage = template_wire.END.unpack(self._said)
-                self.rusage = resource.struct_rusage(usage)
+                self._usage = tuple(usage)
                 self.returncode = os.waitstatus_to_exitcode(status)
                 if self.returncode == -signal.SIGKILL and not self._killed_here:
                     self._killer = self._suspect()
