@@ -30,6 +30,7 @@ def warm_up(play: Play) -> bool:
     """In the template, before its first fork: run the play, often enough. Answers True."""
     for _ in range(RUNS):
         perform(play, None)
+    waiting.drop_waker()  # all workers would inherit it
     return True
 
 

@@ -20,6 +20,7 @@ __all__ = [
     "Patience",
     "Use",
     "Waker",
+    "drop_waker",
     "forget_wakeup",
     "this_threads_waker",
     "wait_blocking",
@@ -164,6 +165,11 @@ def this_threads_waker() -> Waker:
     if waker is None or waker._pid != os.getpid():
         waker = _threads.waker = Waker()
     return waker
+
+
+def drop_waker() -> None:
+    """This thread gets another one when it waits again."""
+    _threads.__dict__.pop("waker", None)
 
 
 def wake_on_signals() -> None:
