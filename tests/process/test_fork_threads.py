@@ -72,11 +72,11 @@ release = threading.Event()
 threading.Thread(target=release.wait).start()
 
 async def start():
-    async with forkwire.open_worker(math):  # this line
+    async with forkwire.open_worker(math, start="fork"):  # this line
         pass
 
 def start_without():
-    with sync.open_worker(math):  # this line
+    with sync.open_worker(math, start="fork"):  # this line
         pass
 
 with warnings.catch_warnings(record=True) as caught:
