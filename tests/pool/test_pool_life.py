@@ -504,7 +504,8 @@ def add(a, b):
 async def main():
     pool = forkwire.open_pool({"add": add}, size=2)
     await pool.__aenter__()
-    print(await pool.call("add", 1, 2), *(each.pid for each in pool.statistics().workers.values()))
+    pids = [each.pid for each in pool.statistics().workers.values()]
+    print(await pool.call("add", 1, 2), *pids, flush=True)
 
 anyio.run(main, <backend>)
 sys.stdin.read()

@@ -112,6 +112,7 @@ class Run:
 
     async def work(self) -> None:
         """Returns when every file had its turn; raises what no file can be spared from."""
+        failure: BaseException | None = None
         try:
             async with (
                 aclosing(names_of(self.job)) as names,
@@ -120,7 +121,9 @@ class Run:
                 for _ in range(AHEAD * self.pool.statistics().size):
                     tasks.start_soon(self._take_and_call, names)
         except* (*WRONG_USE, PoolBrokenError) as group:
-            raise first_of(group) from None
+            failure = first_of(group)
+        if failure is not None:
+            raise failure  # not where it was caught: some Pythons would make a group of it
 
     async def _take_and_call(self, names: AsyncIterator[str]) -> None:
         while True:
