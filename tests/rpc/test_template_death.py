@@ -132,6 +132,26 @@ async def test_a_death_is_seen_though_the_template_is_stopped(anyio_backend: Any
         await until(lambda: is_over(worker.pid))
 
 
+@pytest.mark.parametrize("closing", [False, True])
+async def test_a_slow_template_still_says_how_it_ended(anyio_backend: Any, closing: bool) -> None:
+    """Nobody is held up meanwhile, nor does the loop turn."""
+    async with worker_of(starting, start="template") as worker:
+        _, parent, _ = await worker.call("pids")
+        child: Any = worker._handle and worker._handle.process._child
+        before = time.process_time()
+        with stopped(parent):
+            os.kill(worker.pid, signal.SIGKILL)
+            await until(lambda: child._patient_until)
+            await anyio.sleep(0.3)
+            assert worker.returncode is None
+            assert time.process_time() - before < 0.25
+        async with anyio.create_task_group() as tasks:
+            if closing:
+                tasks.start_soon(worker.aclose)
+            await until(lambda: worker.returncode is not None)
+        assert worker.returncode == -signal.SIGKILL
+
+
 async def test_a_stopped_template_hangs_nobody_who_starts(anyio_backend: Any) -> None:
     """The start fails in its time, and the next gets a template of its own."""
     async with worker_of(starting, start="template") as worker:

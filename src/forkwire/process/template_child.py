@@ -23,9 +23,10 @@ from .reaping import GROUP, STATUS_LOST, Child
 
 __all__ = ["TemplateChild"]
 
-# For the template to tell of an end that was seen here: it takes some 100 us, unless the template
-# is stopped or dead.
-PATIENCE: Final = 0.1  # seconds
+# For the template to tell of an end that was seen here: it takes some 100 us, while nobody does
+# anything else; on a busy machine longer; and for ever if it is stopped.
+PATIENCE: Final = 0.02  # seconds
+LONG_PATIENCE: Final = 2.0  # seconds, in the background
 
 POLLED: Final = 0.05  # seconds between looks, where nothing tells
 
@@ -43,6 +44,7 @@ class TemplateChild(Child):
         self._pidfd = self._status = -1
         self._said = b""
         self._deserted = False
+        self._patient_until = 0.0  # a monotonic time, once it has ended
         self._asked, self.theirs = template_wire.pair()
 
     def requested(self) -> None:
@@ -120,7 +122,10 @@ class TemplateChild(Child):
             over = self._listen(0)
             ended = guard_main.readable(self._pidfd)
             if ended and over is None:
-                over = self._listen(PATIENCE)
+                if not self._patient_until:
+                    over = self._listen(PATIENCE)
+                if over is None and self._may_be_told():
+                    return False
             if over:
                 status, *usage = template_wire.END.unpack(self._said)
                 self._usage = tuple(usage)
@@ -152,6 +157,30 @@ class TemplateChild(Child):
             if data:
                 return None
         return False
+
+    def _may_be_told(self) -> bool:
+        """Whether to wait for the template, which is slow. A thread sees to it that this ends."""
+        if self._patient_until:
+            return time.monotonic() < self._patient_until
+        self._patient_until = time.monotonic() + LONG_PATIENCE
+        try:
+            copy = os.dup(self._status)
+        except OSError:
+            return False
+        ownership.own(copy)
+
+        def wait() -> None:
+            guard_main.readable(copy, max(0.0, self._patient_until - time.monotonic()))
+            ownership.close(copy)
+            self.reap_now()
+
+        try:
+            threading.Thread(target=wait, name=f"forkwire: reap {self.pid}", daemon=True).start()
+        except RuntimeError:  # there is no thread to be had
+            ownership.close(copy)
+            return False
+        forget_exit(self._exit_fd, self._pidfd)
+        return True
 
     def _collect_without_template(self, seconds: float) -> None:
         """The template is dead, or stopped: what the kernel says, once somebody has reaped it."""
@@ -213,6 +242,13 @@ def both_of(exit_fd: int, status: int) -> int:
             both.register(status, select.EPOLLIN)
             return fcntl.fcntl(both.fileno(), fcntl.F_DUPFD_CLOEXEC, descriptors.FIRST_FREE_FD)
     return os.dup(exit_fd)  # a kqueue, which `reap` looks beyond
+
+
+def forget_exit(both: int, exit_fd: int) -> None:
+    """Have what `both_of` answered be readable for the status only: a loop is not to turn."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError), select.epoll.fromfd(os.dup(both)) as epoll:
+            epoll.unregister(exit_fd)
 
 
 def signal_group(pidfd: int, pid: int, number: int) -> None:

@@ -168,7 +168,7 @@ def this_threads_waker() -> Waker:
 
 
 def drop_waker() -> None:
-    """This thread gets another one when it waits again."""
+    """Close that of this thread, which gets another one when it waits again."""
     _threads.__dict__.pop("waker", None)
 
 
