@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -132,6 +133,24 @@ async def test_nothing_of_its_host_is_open(start: Any, anyio_backend: Any) -> No
     assert before
     assert not before & set(found.values())
     assert found["0"] == "/dev/null"
+
+
+async def test_it_has_the_surroundings_of_its_host(
+    start: Any, anyio_backend: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Environment, folder, arguments and path, nothing more, for whatever it starts itself."""
+    (tmp_path / "anyio.py").write_text("raise LookupError('of a folder where nobody looks')")
+    monkeypatch.setenv("A_TEST", "\udc80 as it is")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["program", "--option"])
+    async with worker_of(starting, start=start) as worker:
+        assert await worker.call("surroundings_safely", "A_TEST") == [
+            ascii("\udc80 as it is"),
+            str(tmp_path),
+            sys.argv,
+            sys.path,
+        ]
+        assert await worker.call("environment") == sorted(os.environ)
 
 
 async def test_it_ends(start: Any, anyio_backend: Any) -> None:

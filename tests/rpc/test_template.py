@@ -126,5 +126,6 @@ async def test_what_can_only_be_inherited_is_refused(anyio_backend: Any, tmp_pat
         if isinstance(service, types.ModuleType):
             service.add = starting.add  # type: ignore[attr-defined]
             service.__all__ = ["add"]  # type: ignore[attr-defined]
-        with pytest.raises(UsageError, match="inherited"):
-            open_worker(service, start="template")
+        for start in ("template", "exec"):
+            with pytest.raises(UsageError, match="inherited"):
+                open_worker(service, start=start)

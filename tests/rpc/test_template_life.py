@@ -307,11 +307,12 @@ def test_unusual_hosts(before: str, after: str, tmp_path: Path) -> None:
     assert told.read_text() == "done"
 
 
-def test_an_interpreter_s_own_options_travel() -> None:
-    """-W, -X and the like are the template's too."""
+@pytest.mark.parametrize("start", ["template", "exec"])
+def test_an_interpreter_s_own_options_travel(start: str) -> None:
+    """-W, -X and the like hold for a fresh one too."""
     script = (
         "import sys\nfrom forkwire import sync\n"
-        "with sync.open_worker('starting', start='template') as worker:\n"
+        f"with sync.open_worker('starting', start={start!r}) as worker:\n"
         "    print(worker.call('options'))\n"
     )
     path = os.pathsep.join(filter(None, [str(SERVICES), os.environ.get("PYTHONPATH")]))

@@ -11,12 +11,11 @@ import signal
 import struct
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 from ..errors import PeerError, UsageError
 from ..process.channels import InputChannel, OutputChannel
-from .handlers.service import Service
 from .links.link import Link
 from .serving import Start
 
@@ -31,6 +30,12 @@ GIVEN: Final = "FORKWIRE_GIVEN_FD"  # what a host of ours has to say beside the 
 # A greeting names what is offered, and has no reason to be larger; text read as a size has.
 LARGEST_GREETING: Final = 16 * 1024 * 1024  # bytes
 
+# In a fresh interpreter: nothing is imported before it looks where this one does.
+PROGRAM: Final = (
+    "import sys; end = sys.argv.index('--'); sys.path[:] = sys.argv[end + 1 :]; "
+    "from forkwire.rpc.standalone import main; main(sys.argv[1:end])"
+)
+
 BEYOND: Final = 10  # above what is dealt out
 NONBLOCKING: Final = 5  # the control pipe
 
@@ -40,7 +45,6 @@ class Program:
     """What to execute."""
 
     arguments: tuple[str, ...]
-    environment: dict[str, str] = field(default_factory=dict)
     controlled: bool = False  # it takes the control pipe too
     stdio: bool = False  # it speaks over its stdin and stdout
 
@@ -76,24 +80,20 @@ class Program:
             )
 
     @classmethod
-    def serving(cls, service: object, local: Service | None, threads: int) -> Program:
-        """A fresh interpreter that serves ``service``, which has to have a name."""
-        name = service if isinstance(service, str) else local.reference if local else None
-        if not isinstance(name, str) or name.partition(":")[0] == "__main__":
-            raise UsageError(
-                f"{local.name if local else service!r} can only be inherited: a fresh interpreter "
-                'cannot import it. Use start="fork", or give a module'
-            )
-        arguments = (sys.executable, "-m", "forkwire", "serve", name, "--threads", str(threads))
-        path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
-        return cls(arguments, {"PYTHONPATH": path}, controlled=True)
+    def serving(cls, name: str, threads: int) -> Program:
+        """A fresh interpreter, started as this one was, that serves what has that name."""
+        from ..process.template import interpreter_flags, sys_path  # which is for hosts too
+
+        path, _ = sys_path()
+        python = (sys.executable, *interpreter_flags(), "-c", PROGRAM)
+        return cls((*python, name, "--threads", str(threads), "--", *path), controlled=True)
 
 
 def execute(input_: InputChannel, output: OutputChannel, start: Start) -> None:
     """Become the program. In the forked child."""
     program = start.target
     assert isinstance(program, Program)
-    environment = {**os.environ, **program.environment}
+    environment = dict(os.environ)
     for name in (FDS, CONTROL, GIVEN):  # a host may itself be a worker
         environment.pop(name, None)
     ends = [input_.fileno(), output.fileno()]

@@ -121,8 +121,9 @@ def settings_of(
     if command is not None:
         target: object = Program.of(command, stdio=stdio)
     elif method == "exec":
-        target = Program.serving(service, local, threads)
+        target = Program.serving(named(service, local), threads)
     elif method == "template":
+        check_template()
         target = named(service, local)
     else:
         target = local or service
@@ -159,11 +160,15 @@ def default_method(
     return "template"
 
 
-def named(service: object, local: Service | None) -> str:
-    """What a template imports. Raises :exc:`UsageError` for what it could not."""
+def check_template() -> None:
+    """Raises :exc:`UsageError` where there can be none."""
     reason = no_template()
     if reason:
         raise UsageError(f'start="template" is not to be had: {reason}. Use start="fork"')
+
+
+def named(service: object, local: Service | None) -> str:
+    """What a fresh interpreter imports. Raises :exc:`UsageError` for what it could not."""
     found = reference_of(service, local)
     if found is None:
         raise UsageError(

@@ -59,7 +59,10 @@ def main(arguments: Sequence[str]) -> NoReturn:
             control = control_of(os.environ)
             if control is None:
                 control = be_on_our_own(input_.fileno(), options.grace)
-            serve(input_, output_, start_of(options, control, given_in(os.environ)))
+            start = start_of(options, control, given_in(os.environ))
+            for name in (FDS, CONTROL, GIVEN):  # not for what is started from here
+                os.environ.pop(name, None)
+            serve(input_, output_, start)
         status = 0
     except UsageError as error:
         print(f"forkwire serve: {error}\n\n{HELP}", end="", file=sys.stderr)
@@ -124,6 +127,7 @@ def seconds_of(text: str) -> float:
 def start_of(options: Options, control: ControlPipe, given: Mapping[str, Any]) -> Start:
     """``given``: what a host of ours has said, and wants as it is."""
     initializer, initargs = unpack(given.get("packed"))
+    sys.argv[:] = given.get("argv", sys.argv)
     return Start(
         options.service,
         given.get("label", options.service),

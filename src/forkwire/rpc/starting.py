@@ -83,6 +83,7 @@ def for_interpreter(start: Start, packed: Packed | None) -> bytes:
         "backend": start.backend,
         "limit": start.limits.message,
         "packed": packed,
+        "argv": sys.argv,
     }
     return json.dumps(given).encode()
 

@@ -111,6 +111,10 @@ def surroundings_safely(name: str) -> list[Any]:
     return [ascii(os.environ.get(name)), os.getcwd(), sys.argv, sys.path]
 
 
+def environment() -> list[str]:
+    return sorted(os.environ)
+
+
 def handlers() -> list[str]:
     """The signals that do something else than by default."""
     usual = (signal.SIG_DFL, None)
