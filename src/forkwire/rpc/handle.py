@@ -168,6 +168,8 @@ class Handle:
         self.process._child.signal_group(signal.SIGKILL)
         self.process._child.abandon()
         self.link.fail(WorkerClosedError(f"{self.link.name} was left alone by its event loop"))
+        self.process.input_channel.close()
+        self.process.output_channel.close()
         self.control.close()
 
     def _death(self) -> WorkerDied:
