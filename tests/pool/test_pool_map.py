@@ -10,11 +10,11 @@ from pathlib import Path
 import anyio
 import pytest
 
-from forkwire import DeadlineExceededError, MethodNotFoundError, UsageError, WorkerDied
+from forkwire import MethodNotFoundError, UsageError, WorkerDied
 
 from ..rpc.support_pains import nothing_left_behind
 from .services import working
-from .support_pools import pool_of, there, until
+from .support_pools import LIMIT, pool_of, there, until
 
 __all__ = ["nothing_left_behind"]
 
@@ -114,19 +114,20 @@ async def test_an_error_is_raised_in_its_place() -> None:
         assert source.taken == taken <= 12
 
 
-async def test_an_error_of_the_rows_comes_after_the_results() -> None:
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt, SystemExit, GeneratorExit])
+async def test_an_error_of_the_rows_comes_after_the_results(error: type[BaseException]) -> None:
     """What the iterable raises is raised once all that came before it was taken."""
 
     def rows() -> Iterator[int]:
         yield 1
         yield 2
-        raise OSError("no more")
+        raise error("no more")
 
     for ordered in (True, False):
         async with pool_of() as pool:
             results = pool.map("add", rows(), ordered=ordered)
             assert {await anext(results), await anext(results)} == {11, 12}
-            with pytest.raises(OSError, match="no more"):
+            with pytest.raises(error, match="no more"):
                 await anext(results)
 
 
@@ -171,11 +172,36 @@ async def test_a_deadline_ends_it(tmp_path: Path) -> None:
             async for _ in pool.starmap("wait_for", [paths] * 10):
                 pass
         assert pool.statistics().busy == 0
-        results = pool.starmap("wait_for", [[paths[0], str(tmp_path)], paths])
-        with anyio.move_on_after(0.2):
+
+
+async def test_a_deadline_for_one_result_holds_for_no_other(tmp_path: Path) -> None:
+    """Calls that were begun meanwhile go on; without a result in time all of them are stopped."""
+    go = tmp_path / "go"
+    async with pool_of(size=2) as pool:
+        results = pool.starmap("wait_for", [(str(tmp_path / "1"), str(tmp_path))] +
+                               [(str(tmp_path / "2"), str(go))] * 3, window=4)  # fmt: skip
+        with anyio.fail_after(1.0) as scope:
             await anext(results)
-        with pytest.raises(DeadlineExceededError):
+        await there(tmp_path / "2")
+        await anyio.sleep_until(scope.deadline + 0.01)
+        assert pool.statistics().busy == 2
+        go.touch()
+        assert len([r async for r in results]) == 3
+        go.unlink()
+        results = pool.starmap("wait_for", [(str(tmp_path / "2"), str(go))] * 3)
+        with pytest.raises(TimeoutError), anyio.fail_after(0.1):
             await anext(results)
+        assert pool.statistics().busy == 0
+        assert [r async for r in results] == []
+
+
+async def test_a_deadline_travels_with_each_call() -> None:
+    """That of the block which all of a map is in; once that was left, of the next one."""
+    async with pool_of() as pool:
+        with anyio.fail_after(LIMIT / 2):
+            results = pool.map("seconds_left", range(3), window=1)
+            assert 0 < await anext(results) <= LIMIT / 2
+        assert all([LIMIT / 2 < r <= LIMIT async for r in results])
 
 
 async def test_a_death_is_raised_or_retried(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from collections.abc import (
 )
 from typing import Any, Final, ParamSpec, TypeVar, overload
 
+import anyio
+
 from ..errors import UsageError
 from ..rpc.caller.calls import Calls
 from ..rpc.caller.requests import CallOptions, OnProgress, Request
@@ -289,6 +291,7 @@ class PoolCalls(Calls):
         if window is not None:
             check_count("window", window, 1)
         dispatcher, supervisor = self._ready_dispatcher(), self._opened().supervisor
+        dispatcher.check_here()
         name, convert = self._offers.look_up(function, streamed=False)
         options = self._options
 
@@ -303,6 +306,7 @@ class PoolCalls(Calls):
             rows,
             ordered=ordered,
             window=lambda: window or AHEAD * supervisor.most * supervisor.capacity,
+            deadline=anyio.current_effective_deadline(),
             check_here=dispatcher.check_here,
         )
         return Results(feed)

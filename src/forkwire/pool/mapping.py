@@ -117,7 +117,8 @@ class Slot:
 class Feed:
     """Takes rows and makes their calls, in tasks of its own. In one event loop.
 
-    ``window``: at most so many at a time, results that nobody took yet among them.
+    ``window``: at most so many at a time, results that nobody took yet among them. ``deadline``: of
+    the scopes that all of it is in.
     """
 
     def __init__(
@@ -128,6 +129,7 @@ class Feed:
         *,
         ordered: bool,
         window: Callable[[], int],
+        deadline: float,
         check_here: Callable[[], None],
     ) -> None:
         self.check_here: Final = check_here
@@ -139,7 +141,7 @@ class Feed:
         self._scope: Final = anyio.CancelScope()
         self._slots: Final[deque[Slot]] = deque()  # in the order in which they are taken
         self._running: Final[set[Slot]] = set()
-        self._deadline = 0.0
+        self._deadline = deadline
         self._wanted = self._begun = self._fed = False
         self._failure: BaseException | None = None
         self._news = anyio.Event()
@@ -149,7 +151,8 @@ class Feed:
 
     async def next(self) -> Slot | None:
         """The next call that has ended; None: there is none any more."""
-        self._deadline = anyio.current_effective_deadline()
+        # Later than it was: a scope was left that all of it was in. Sooner: one for this result.
+        self._deadline = max(self._deadline, anyio.current_effective_deadline())
         if not self._wanted:
             self._wanted = True
             self._backend.spawn(self._run, "forkwire: rows of a map")
@@ -211,7 +214,9 @@ class Feed:
             with self._scope:
                 async with aclosing(self._rows):
                     await self._take_rows()
-        except (Exception, SystemExit, KeyboardInterrupt) as error:  # of the user's iterable
+        except BaseException as error:  # of the user's iterable
+            if isinstance(error, anyio.get_cancelled_exc_class()):  # the loop ends
+                raise
             self._failure = error
         finally:
             self._fed = True

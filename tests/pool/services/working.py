@@ -143,6 +143,10 @@ def ask(method: str, *args: Any) -> Any:
     return forkwire.sync.current_call().host.call(method, *args)
 
 
+def seconds_left(number: int) -> float:
+    return forkwire.sync.current_call().deadline - time.monotonic()
+
+
 def grow(size: int) -> None:
     """Keeps so many bytes."""
     _kept.append(b"x" * size)
