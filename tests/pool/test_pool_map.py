@@ -53,6 +53,15 @@ async def test_results_come_in_order() -> None:
         assert [r async for r in pool.map("add", [])] == []
 
 
+async def test_calls_begin_in_the_order_of_the_rows(tmp_path: Path) -> None:
+    """Also in a loop that runs its tasks in any order."""
+    async with pool_of(size=1) as pool:
+        rows = [(str(tmp_path / "order"), number) for number in range(20)]
+        assert [r async for r in pool.starmap("note", rows, window=20)] == [*range(20)]
+        order = (tmp_path / "order").read_text().split()
+        assert order == [str(number) for number in range(20)]
+
+
 async def test_results_as_they_come(tmp_path: Path) -> None:
     """With ``ordered=False`` a slow call holds up nobody."""
     begun, go = str(tmp_path / "begun"), tmp_path / "go"

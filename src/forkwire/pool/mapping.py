@@ -234,6 +234,7 @@ class Feed:
                 return
             await anyio.lowlevel.checkpoint_if_cancelled()
             self._begin(row)
+            await anyio.lowlevel.checkpoint()  # it has asked for a worker by then: in rows' order
 
     def _unlisted(self) -> int:
         """Those that run and have no place in the order yet."""
