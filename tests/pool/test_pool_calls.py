@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 import pytest
 
-import forkwire
+import forkwire.sync
 from forkwire import (
     InvalidArgumentsError,
     MethodNotFoundError,
@@ -425,6 +425,27 @@ async def test_statistics() -> None:
         assert statistics.latency.count == statistics.wait.count == 5
         assert 0 < statistics.latency.quantile(0.5) <= statistics.latency.max < math.inf
         assert sum(each.calls for each in statistics.workers.values()) == 5
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"size": 0}, UsageError, "above 0, .*, not 0$"),
+        ({"size": (3, 2)}, UsageError, r"not \(3, 2\)$"),
+        ({"size": (1, 2, 3)}, UsageError, r"not \(1, 2, 3\)$"),
+        ({"restart": 3}, UsageError, r"restart is a Restart\(...\), not 3"),
+        ({"recycle": "512M"}, UsageError, "recycle is a Recycle"),
+        ({"health": None}, UsageError, "health is a Health"),
+        ({"treads": 3}, TypeError, r"open_pool\(\) got an unexpected keyword argument 'treads'"),
+    ],
+)
+def test_what_can_never_work_is_refused(
+    options: dict[str, Any], error: type[Exception], text: str
+) -> None:
+    """When the pool is made, by name."""
+    for opens in (open_pool, forkwire.sync.open_pool):
+        with pytest.raises(error, match=text):
+            opens(working, **options)
 
 
 async def test_misuse_is_refused() -> None:

@@ -105,8 +105,13 @@ def check_size(least: object, most: object) -> None:
     if not numbers or not 0 <= least <= most or most < 1:  # type: ignore[operator]
         raise UsageError(
             "a pool has a number of workers above 0, or (least, most) of them, "
-            f"not ({least!r}, {most!r})"
+            f"not {least if most is least else (least, most)!r}"
         )
+
+
+def check_policy(name: str, value: object, kind: type) -> None:
+    if not isinstance(value, kind):
+        raise UsageError(f"{name} is a {kind.__name__}(...), not {value!r}")
 
 
 def check_count(name: str, value: object, least: int) -> None:

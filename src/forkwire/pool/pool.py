@@ -21,7 +21,15 @@ from .calls import PoolCalls
 from .crew import Crew
 from .dispatch import Dispatcher
 from .members import Post
-from .policy import Health, Recycle, Restart, check_count, check_seconds, check_size
+from .policy import (
+    Health,
+    Recycle,
+    Restart,
+    check_count,
+    check_policy,
+    check_seconds,
+    check_size,
+)
 from .states import State
 from .statistics import PoolStatistics
 from .supervisor import Phase, Supervisor
@@ -88,6 +96,11 @@ def open_pool(
     for name, value in (("concurrency", concurrency), ("queue", queue)):
         if value is not None:
             check_count(name, value, 1 if name == "concurrency" else 0)
+    check_policy("restart", restart, Restart)
+    check_policy("recycle", recycle, Recycle)
+    check_policy("health", health, Health)
+    for name in worker.keys() - WorkerOptions.__annotations__.keys():
+        raise TypeError(f"open_pool() got an unexpected keyword argument {name!r}")
     settings = settings_of(service, **worker)
     return Pool(
         Plan(
