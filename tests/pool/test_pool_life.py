@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,7 +25,6 @@ from forkwire import (
     WorkerDied,
     open_pool,
 )
-from forkwire.process.templates import close_templates
 
 from ..rpc.support_pains import (
     BACKENDS,
@@ -300,100 +298,6 @@ def signal_to(pid: int, number: int) -> None:
     os.kill(pid, number)
 
 
-# -- reloading --------------------------------------------------------------------------------
-
-VERSION = "def version():\n    return {}\n\ndef wait_for(begun, path):\n{}"
-WAITS = """
-    import os, time
-    open(begun, "w").close()
-    while not os.path.exists(path):
-        time.sleep(0.002)
-    return version()
-"""
-
-
-@pytest.fixture
-def no_template(nothing_left_behind: None) -> Iterator[None]:
-    """Its template ends with the test."""
-    yield
-    close_templates()
-
-
-@pytest.fixture
-def write(
-    no_template: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[object], None]:
-    """Writes a version of the module ``versioned``, which workers can import."""
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
-    module = tmp_path / "versioned.py"
-
-    def write_version(number: object) -> None:
-        module.write_text(VERSION.format(number, WAITS))
-
-    return write_version
-
-
-@pytest.mark.parametrize("start", ["exec", "template"])
-async def test_reload_loses_no_call(
-    start: Any, tmp_path: Path, write: Callable[[object], None]
-) -> None:
-    """What runs ends on the old code, what comes after the reload runs the new one."""
-    write(1)
-    async with pool_of("versioned", start=start) as pool, anyio.create_task_group() as tasks:
-        assert await pool.call("version") == 1
-        results: list[int] = []
-
-        async def run() -> None:
-            path = str(tmp_path / "go")
-            results.append(await pool.call("wait_for", str(tmp_path / "begun"), path))
-
-        tasks.start_soon(run)
-        await there(tmp_path / "begun")
-        write(2)
-        await pool.reload()
-        assert await pool.broadcast("version") == [2, 2]
-        assert results == []
-        (tmp_path / "go").touch()
-        await until(lambda: results == [1])
-        assert pool.statistics().deaths == 0
-        await until(lambda: len(pids_of(pool)) == 2)
-
-
-async def test_reload_learns_what_the_new_code_offers(
-    tmp_path: Path, write: Callable[[object], None]
-) -> None:
-    """A function that was added can be called."""
-    write(1)
-    async with pool_of("versioned", start="exec", size=1) as pool:
-        (tmp_path / "versioned.py").write_text("def version():\n    yield 3\n")
-        await pool.reload()
-        assert [n async for n in pool.stream("version")] == [3]
-
-
-async def test_code_that_does_not_start_is_not_taken(write: Callable[[object], None]) -> None:
-    """Its error is raised, and the old workers go on."""
-    write(1)
-    async with pool_of("versioned", start="exec") as pool:
-        before = pids_of(pool)
-        write("1 / 0\n\n1 / 0")
-        with pytest.raises(ZeroDivisionError):
-            await pool.reload()
-        assert pids_of(pool) == before
-        assert await pool.call("version") == 1
-        write(2)
-        await pool.reload()
-        assert await pool.broadcast("version") == [2, 2]
-
-
-async def test_forked_workers_cannot_be_reloaded() -> None:
-    """They inherit the code of this process."""
-    async with pool_of(start="fork") as pool:
-        with pytest.raises(UsageError, match="inherit"):
-            await pool.reload()
-
-
 # -- the end ----------------------------------------------------------------------------------
 
 
@@ -494,7 +398,7 @@ async def test_random_kills_lose_only_their_calls(caplog: pytest.LogCaptureFixtu
 
 
 LOST = """
-import sys
+import gc, sys
 import anyio
 import forkwire
 
@@ -508,13 +412,16 @@ async def main():
     print(await pool.call("add", 1, 2), *pids, flush=True)
 
 anyio.run(main, <backend>)
+channels = (forkwire.InputChannel, forkwire.OutputChannel)
+print([each for each in gc.get_objects() if isinstance(each, channels) and not each.closed])
+sys.stdout.flush()
 sys.stdin.read()
 """
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_loop_that_ends_before_its_pool(backend: str, tmp_path: Path) -> None:
-    """A pool that was never closed keeps no loop from ending, and its workers are killed then."""
+    """It was never closed: its workers are killed then, and no channel of theirs stays open."""
     command = script(tmp_path, LOST, backend=BACKENDS[backend])
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -522,6 +429,7 @@ def test_a_loop_that_ends_before_its_pool(backend: str, tmp_path: Path) -> None:
         assert program.stdout is not None
         result, *pids = program.stdout.readline().split()
         assert (result, len(pids)) == ("3", 2)
+        assert program.stdout.readline() == "[]\n"
         until_true(lambda: not any(is_running(int(pid)) for pid in pids))
         _, errors = program.communicate("", timeout=LIMIT)
     assert program.returncode == 0, errors

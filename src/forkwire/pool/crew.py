@@ -9,6 +9,7 @@ import contextlib
 import functools
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final
@@ -51,6 +52,7 @@ class Crew:
         self.on_change: Callable[[], None] = lambda: None
         self._unburied: Final[set[Post]] = set()
         self._deserted = False
+        self._pid: Final = os.getpid()
         self._alarm = anyio.Event()
         self._waiting: Final[set[anyio.Event]] = set()
 
@@ -166,9 +168,10 @@ class Crew:
                     await anyio.lowlevel.checkpoint()
         except anyio.get_cancelled_exc_class():  # asyncio.run cancels every task at its end
             await self._give_turns()
-            self.desert()
-            if not supervisor.is_over:
-                self._kill_all()
+            if supervisor.is_over:
+                self.desert()
+            else:
+                self.kill_all()
             raise
 
     async def _give_turns(self) -> None:
@@ -177,11 +180,17 @@ class Crew:
             for _ in range(LAST_TURNS):
                 await anyio.lowlevel.checkpoint()
 
-    def _kill_all(self) -> None:
+    def kill_all(self) -> None:
         """Nobody will close the pool, and nothing could be awaited."""
+        self.desert()
         self._changed(self.supervisor.close(clock()))
         for post in [*self._unburied]:
             post.desert()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the loop still is, or another process has it."""
+        return self.backend.is_running() or self._pid != os.getpid()
 
     @property
     def is_over(self) -> bool:

@@ -149,7 +149,7 @@ class Dispatcher:
         """
         self.check_here()
         await anyio.lowlevel.checkpoint_if_cancelled()
-        self._check_open(patient=False)
+        self.check_open()
         if has_streams(request):
             raise UsageError(
                 "broadcast() has no streamed arguments: only one worker could have them"
@@ -261,7 +261,7 @@ class Dispatcher:
         await anyio.lowlevel.checkpoint_if_cancelled()
         post = None if alone else self._relative()
         if post is None:
-            self._check_open(patient=patient)
+            self.check_open(patient=patient)
             post = None if self._queue else self._pick(alone=alone)
         if post is not None:
             return post
@@ -381,7 +381,8 @@ class Dispatcher:
                 "(queue=): call later, or less at a time"
             )
 
-    def _check_open(self, *, patient: bool) -> None:
+    def check_open(self, *, patient: bool = False) -> None:
+        """Raise why no new call is made; ``patient``: those of a drain's own are."""
         if self._supervisor.is_over or (self.closing and not patient):
             raise self._refusal()
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from types import MappingProxyType, TracebackType
 from typing import Final, Self, Unpack
 
+import anyio
 import anyio.lowlevel
 
 from ..errors import UsageError
@@ -154,6 +155,7 @@ class Pool(PoolCalls):
             health=plan.health,
         )
         self._generation = 0
+        self._reloads: anyio.Lock  # one at a time, each with its own outcome
         self._learn_capacity()
 
     # -- start --------------------------------------------------------------------------------
@@ -162,7 +164,7 @@ class Pool(PoolCalls):
         await anyio.lowlevel.checkpoint()
         if self._dispatcher is not None:
             raise UsageError("a pool is opened once: call open_pool() again for another")
-        plan = self._plan
+        plan, self._reloads = self._plan, anyio.Lock()
         self._crew = crew = Crew(self._supervisor, plan.settings, current_backend())
         self._caller = self._dispatcher = Dispatcher(crew, queue=plan.queue, poison=plan.poison)
         crew.on_ready = self._on_ready
@@ -199,7 +201,7 @@ class Pool(PoolCalls):
         New calls raise :exc:`WorkerClosedError`; those that a running one makes are still taken.
         Cancelled, it goes on draining.
         """
-        crew = self._opened()
+        crew = self._opened_here()
         self._ready_dispatcher().closing = "the pool is draining: no new calls are made"
         crew.ordered(self._supervisor.drain(clock()))
         await crew.until(lambda: self._supervisor.settled)
@@ -207,28 +209,38 @@ class Pool(PoolCalls):
     async def resize(self, least: int, most: int | None = None) -> None:
         """Have so many workers from now on; waits until the new ones are ready.
 
-        Those that are too many end when their calls have. Raises :exc:`UsageError`.
+        Those that are too many end when their calls have. Raises :exc:`UsageError`, and what a new
+        call would where the pool was closed, or broke meanwhile.
         """
         most = least if most is None else most
         check_size(least, most)
-        crew, supervisor = self._opened(), self._supervisor
+        crew, supervisor = self._opened_here(), self._supervisor
+        self._ready_dispatcher().check_open()
         crew.ordered(supervisor.resize(least, most, clock()))
         await crew.until(lambda: supervisor.is_filled)
+        self._ready_dispatcher().check_open()
 
     async def reload(self) -> None:
         """Replace all workers by such as run the code as it is now, and lose no call.
 
         The first of the new ones must start before any of the old ones goes; if it does not, its
         error is raised here, and all is as before. Returns when no call can begin on the old code.
-        Raises :exc:`UsageError` for workers that inherit the code from this process.
+        Raises :exc:`UsageError` for workers that inherit the code from this process, and what a new
+        call would where the pool was closed, or broke meanwhile.
         """
-        crew, supervisor = self._opened(), self._supervisor
+        crew = self._opened_here()
         if crew.settings.start == "fork" and not isinstance(crew.settings.target, Program):
             raise UsageError(
                 "forked workers inherit the code of this process, which stays what it is: to "
                 'reload it, open the pool with start="template" or start="exec"'
             )
-        await crew.until(lambda: not supervisor.reloading)
+        async with self._reloads:
+            await self._reload(crew)
+
+    async def _reload(self, crew: Crew) -> None:
+        supervisor, dispatcher = self._supervisor, self._ready_dispatcher()
+        await crew.until(lambda: not supervisor.reloading)  # one that was cancelled goes on
+        dispatcher.check_open()
         # What they offer is what they say, no more what the code here does.
         crew.settings = dataclasses.replace(crew.settings, service=None)
         if crew.settings.start == "template":
@@ -238,6 +250,7 @@ class Pool(PoolCalls):
         error, supervisor.reload_error = supervisor.reload_error, None
         if error is not None:
             raise error
+        dispatcher.check_open()
 
     @property
     def name(self) -> str:
@@ -286,8 +299,14 @@ class Pool(PoolCalls):
         Those in flight are stopped, as when a worker is closed; :meth:`drain` first to let them
         end. Not interrupted by cancellation. Idempotent.
         """
-        if self._dispatcher is not None:
-            await current_backend().uninterrupted(self._close)
+        if self._dispatcher is None:
+            return
+        crew = self._opened()
+        if crew.is_running:
+            self._dispatcher.check_here()
+        elif not self._supervisor.is_over:  # its loop was left as it was
+            crew.kill_all()
+        await current_backend().uninterrupted(self._close)
 
     async def _close(self) -> None:
         crew = self._opened()
@@ -301,6 +320,11 @@ class Pool(PoolCalls):
         trace: TracebackType | None,
     ) -> None:
         await self.aclose()
+
+    def _opened_here(self) -> Crew:
+        crew = self._opened()
+        self._ready_dispatcher().check_here()
+        return crew
 
     def __repr__(self) -> str:
         if self._dispatcher is None:
