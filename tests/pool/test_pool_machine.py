@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -127,7 +126,7 @@ class Pool:
     async def resize(self, number: int) -> None:
         least = number % (MOST + 1)
         most = max(least, 1, number % 7 % (MOST + 1))
-        self.tasks.start_soon(partial(self.pool.resize, least, most))
+        self.tasks.start_soon(self.bear, self.pool.resize, least, most)
 
     async def reload(self, number: int) -> None:
         self.tasks.start_soon(self.bear, self.pool.reload)
