@@ -23,6 +23,7 @@ from forkwire import (
     InputChannel,
     OutputChannel,
     WorkerStartError,
+    close_templates,
     read_message,
     run,
     sync,
@@ -240,6 +241,7 @@ async def test_host_that_ignores_its_children(no_guard: set[int]) -> None:
 @pytest.mark.usefixtures("no_guard")
 async def test_host_that_closes_every_descriptor() -> None:
     """Its numbers may be other files' by then: they stay open, and the next worker has a guard."""
+    close_templates()  # of other tests: they are in the table too
     await check_echo()
     async with await run(echo, None) as worker:
         numbers = guard._connection, guard._table

@@ -30,6 +30,7 @@ from forkwire import (
     InputChannel,
     OutputChannel,
     ProcessWorker,
+    close_templates,
     read_message,
     run,
     sync,
@@ -590,6 +591,7 @@ def test_many_at_once_in_several_threads_and_loops(
     for backend in NAMES:  # libuv keeps a pipe for the life of the process
         run_on(backend, many_lives, random.Random(0), 1)
     gc.collect()
+    close_templates()  # other tests'
     before = open_files()
     failures: list[BaseException] = []
 
