@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import importlib
 import logging
 import math
+import os
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -55,6 +57,9 @@ async def left() -> tuple[float, bool]:
 def die() -> None:
     import os
     os._exit(3)
+def parent() -> int:
+    import os
+    return os.getppid()
 """
 
 
@@ -170,6 +175,39 @@ async def test_start(calc: Any, anyio_backend: Any) -> None:
         assert await worker.call("add", 1, 2) == 3
     with pytest.raises(forkwire.UsageError, match="inherited"):
         forkwire.open_worker(numbers, start="exec")
+
+
+@pytest.mark.anyio
+async def test_a_template_is_the_default(calc: Any, anyio_backend: Any) -> None:
+    """A module and its name start from a template, an instance is inherited; each can be told."""
+    async with forkwire.open_worker(calc) as one, forkwire.open_worker("calc") as other:
+        assert await one.call("parent") == await other.call("parent") != os.getpid()
+    for opened in (forkwire.open_worker(calc, start="fork"), forkwire.open_worker(Host())):
+        async with opened as worker:
+            with open(f"/proc/{worker.pid}/stat") as stat:
+                assert int(stat.read().rpartition(")")[2].split()[1]) == os.getpid()
+    async with forkwire.open_worker(calc, start="exec") as worker:
+        assert await worker.call(calc.add, 1, 2) == 3
+
+
+@pytest.mark.anyio
+async def test_pools(calc: Any, anyio_backend: Any) -> None:
+    """The lines of the section of pools."""
+    pairs = [(1, 2), (3, 4), (5, 6)]
+    async with forkwire.open_pool(calc, size=4) as pool:
+        assert await pool.call("add", 1, 2) == 3
+        assert [result async for result in pool.map("add", [1, 3], [2, 4])] == [3, 7]
+        unordered = [n async for n in pool.starmap("add", pairs, ordered=False)]
+        assert sorted(unordered) == [3, 7, 11]
+
+
+def test_an_executor() -> None:
+    """It is one of :mod:`concurrent.futures`, and is for code that is trusted."""
+    with forkwire.ProcessExecutor(max_workers=4) as executor:
+        assert isinstance(executor, concurrent.futures.Executor)
+        assert executor.submit(pow, 2, 10).result() == 1024
+    with pytest.raises(forkwire.UsageError):
+        forkwire.ProcessExecutor(sandbox=object())  # type: ignore[arg-type]
 
 
 def test_calls_without_a_loop(calc: Any) -> None:
