@@ -133,6 +133,18 @@ def test_there_are_not_too_many(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert "fw_second" not in names()
 
 
+def test_a_retired_one_is_forgotten_by_the_next_start_after_its_end() -> None:
+    """Not only when another one is made: its descriptor would stay open until then."""
+    parent()
+    (old,) = templates._current.values()
+    templates.retire(old.recipe)
+    parent()
+    until(lambda: old.is_gone)
+    parent()
+    assert old.fileno() < 0
+    assert old not in templates._retired
+
+
 def test_a_retired_one_has_no_new_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that it has go on; the next worker runs the code as it is then."""
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -38,6 +38,9 @@ def get(recipe: Recipe) -> Template:
 
     Raises :exc:`WorkerStartError`.
     """
+    if _retired:
+        with _lock, unsignalled():
+            sweep()
     found = _current.get(recipe)
     if found is None or found.is_gone:
         found = replacement(recipe)
