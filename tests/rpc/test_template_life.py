@@ -135,10 +135,10 @@ def test_there_are_not_too_many(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
 def test_a_retired_one_is_forgotten_by_the_next_start_after_its_end() -> None:
     """Not only when another one is made: its descriptor would stay open until then."""
-    parent()
-    (old,) = templates._current.values()
-    templates.retire(old.recipe)
-    parent()
+    with sync.open_worker(starting, start="template"):
+        (old,) = templates._current.values()
+        templates.retire(old.recipe)
+        parent()
     until(lambda: old.is_gone)
     parent()
     assert old.fileno() < 0
