@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
+import resource
 import re
 import signal
 import subprocess
@@ -187,6 +189,54 @@ async def test_many_requests_to_a_stopped_template_end(anyio_backend: Any) -> No
         assert await worker.call("add", 1, 2) == 3
 
 
+@pytest.mark.parametrize("first", [True, False])
+async def test_where_no_more_files_can_be_open_a_start_fails_and_leaves_nothing(
+    anyio_backend: Any, first: bool
+) -> None:
+    """Whichever descriptor it is that cannot be had, of the template or the worker."""
+    async with worker_of(starting, start="template") as worker:
+        assert await worker.call("add", 1, 2) == 3
+    outcomes = []
+    for room in range(0, 60, 3 if first else 1):
+        if first:
+            forkwire.close_templates()
+        before = open_now()
+        with room_for(room):
+            try:
+                async with worker_of(starting, start="template", grace=0.3) as worker:
+                    assert await worker.call("add", 1, 2) == 3
+                outcomes.append("started")
+            except WorkerStartError as error:
+                assert error.errno == errno.EMFILE, error
+                outcomes.append("failed")
+        if first:
+            forkwire.close_templates()
+        await until(lambda before=before: open_now() <= before)  # type: ignore[misc]
+        if outcomes[-3:] == ["started"] * 3:
+            break
+    assert set(outcomes) == {"started", "failed"}, outcomes
+
+
+@contextlib.contextmanager
+def room_for(number: int) -> Iterator[None]:
+    """So many files can be open more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(int(name) for name in os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 64, hard))
+    fillers = []
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                fillers.append(os.open(os.devnull, os.O_RDONLY))
+        for _ in range(number):
+            os.close(fillers.pop())
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for fd in fillers:
+            os.close(fd)
+
+
 # -- its import ---------------------------------------------------------------------------------
 
 
@@ -343,6 +393,17 @@ async def test_what_the_import_raises_is_raised(
             pass
     with pytest.raises(ModuleNotFoundError, match="there_is_no_such"):
         async with worker_of("there_is_no_such", start="template"):
+            pass
+
+
+@pytest.mark.parametrize("start", ["template", "exec"])
+async def test_a_program_that_is_its_own_service_does_not_start_itself_for_ever(
+    anyio_backend: Any, importable: None, monkeypatch: pytest.MonkeyPatch, start: Any
+) -> None:
+    """What starts workers at its import, of itself, is told what to do."""
+    monkeypatch.setenv("FORKWIRE_TEST_START", start)
+    with pytest.raises(TypeError, match="importing endless starts workers that import endless"):
+        async with worker_of("endless:Service", start=start):
             pass
 
 

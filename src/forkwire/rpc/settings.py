@@ -13,6 +13,7 @@ from ..process.backend import BackendName
 from ..process.worker import DEFAULT_GRACE, check_options
 from ..wire.framing import MAX_PAYLOAD_SIZE
 from .handlers.service import Service
+from .importing import check_not_importing
 from .initializing import Initializer, Packed, pack
 from .links.link import Limits
 from .programs import Program
@@ -124,6 +125,8 @@ def settings_of(
         target = Program.serving(named(service, local), threads)
     elif method == "template":
         check_template()
+        for each in preload:
+            check_not_importing(each)
         target = named(service, local)
     else:
         target = local or service
@@ -175,6 +178,7 @@ def named(service: object, local: Service | None) -> str:
             f"{local.name if local else service!r} can only be inherited: a fresh interpreter "
             'cannot import it. Use start="fork", or give a module'
         )
+    check_not_importing(found.partition(":")[0])
     return found
 
 

@@ -18,6 +18,7 @@ from ..process.backend import BackendName
 from ..process.channels import InputChannel, OutputChannel
 from ..wire.framing import frame
 from ..wire.messages import Call, Goodbye, Hello, array_of
+from . import importing
 from .data import codec
 from .handlers.service import Service
 from .initializing import unpack
@@ -59,7 +60,7 @@ def prepare(argument: Any, log_level: int, tell: Callable[[str], None]) -> Prepa
     try:
         for module in preload:
             tell(module)
-            quietly(importlib.import_module, module)
+            quietly(importing.for_workers, module)
         kept = len(said)
         tell(name)
         service: Service | None = quietly(Service.of, name)

@@ -18,6 +18,7 @@ from typing import Any, Final, cast
 
 from ...errors import UsageError
 from ...wire.text import clean
+from .. import importing
 from ..data.kinds import doc_of, is_a
 from ..exceptions.describing import suggestions
 
@@ -136,7 +137,7 @@ def _of_name(name: str) -> Offer:
             f"{quoted(name)} is not a module's name: write 'package.module', "
             "or 'package.module:Name' for a class or an object in it, not the path of a file"
         )
-    module = importlib.import_module(module_name)
+    module = importing.for_workers(module_name)
     return _of_object(module, path, name) if colon else offer_of(module)
 
 
