@@ -39,9 +39,13 @@ async def run_in_loop(steps: Steps[T], backend: Backend) -> T:
     try:
         wait = next(steps)
         while True:
-            with anyio.move_on_after(max(0.0, wait.until - time.monotonic())):
-                await readable(wait.fd, backend)
-            wait = next(steps)
+            try:
+                with anyio.move_on_after(max(0.0, wait.until - time.monotonic())):
+                    await readable(wait.fd, backend)
+            except OSError as error:  # there is no room to wait
+                wait = steps.throw(error)
+            else:
+                wait = next(steps)
     except StopIteration as end:
         result: T = end.value
         return result

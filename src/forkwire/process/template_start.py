@@ -21,7 +21,7 @@ from .template import Recipe, Template
 from .template_child import TemplateChild
 from .worker import ProcessWorker
 
-__all__ = ["start_from_template"]
+__all__ = ["as_start_error", "start_from_template"]
 
 # A template may end, idle or killed, just as it is asked.
 ATTEMPTS: Final = 4
@@ -81,6 +81,7 @@ def make(options: Options, backend: Backend, sinks: tuple[Sink, Sink]) -> Proces
 
 
 def as_start_error(error: OSError) -> WorkerStartError:
+    """The same, as what the start of a worker failed of."""
     if isinstance(error, WorkerStartError):
         return error
     return WorkerStartError(error.errno, f"a worker could not be started: {error.strerror}")

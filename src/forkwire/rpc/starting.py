@@ -10,7 +10,7 @@ from ..process import templates
 from ..process.backend import Backend, BackendName
 from ..process.steps import Steps
 from ..process.template import Recipe, sys_path
-from ..process.template_start import start_from_template
+from ..process.template_start import as_start_error, start_from_template
 from ..process.worker import ProcessWorker, start_worker
 from .caller.offers import Offers
 from .handle import Handle, open_control
@@ -38,6 +38,9 @@ def start(settings: Settings, offers: Offers, backend: Backend) -> Steps[Handle]
             process = yield from from_template(settings, control, backend)
         else:
             process = forked(settings, control, backend)
+    except OSError as error:
+        control.close()
+        raise as_start_error(error) from error
     except BaseException:
         control.close()
         raise
