@@ -6,6 +6,7 @@ import logging
 import os
 import pathlib
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -46,8 +47,8 @@ def hold(begun: str, go: str) -> str:
 
 
 def spin(begun: str, stopped: str) -> None:
-    pathlib.Path(begun).touch()
     try:
+        pathlib.Path(begun).touch()
         while True:
             pass
     finally:
@@ -58,6 +59,23 @@ def sleep_in_c(begun: str) -> int:
     """Keeps the interpreter's lock, and looks at no signal."""
     pathlib.Path(begun).touch()
     return sum(range(10**12))
+
+
+def note(path: str, number: int) -> int:
+    """Add a line to a file, as one of many processes."""
+    with open(path, "a") as file:
+        file.write(f"{number}\n")
+    return number
+
+
+def note_and_crash(path: str, number: int) -> None:
+    note(path, number)
+    crash()
+
+
+def die_soon() -> None:
+    """After the worker is ready, at any moment."""
+    threading.Timer(0.001, os._exit, (3,)).start()
 
 
 def crash() -> None:

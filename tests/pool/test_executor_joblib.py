@@ -70,7 +70,8 @@ def test_one_in_another_thread_fails_alone(workers: int, tmp_path: Any) -> None:
     def first() -> None:
         with joblib.parallel_config(backend="forkwire", n_jobs=2):
             job = joblib.delayed(hold_and_square)
-            found.extend(joblib.Parallel(batch_size=1)(job(begun, go, n) for n in range(30)))
+            options: Any = {"batch_size": 1}
+            found.extend(joblib.Parallel(**options)(job(begun, go, n) for n in range(30)))
 
     thread = threading.Thread(target=first)
     thread.start()

@@ -12,8 +12,9 @@ import contextlib
 import functools
 import os
 import threading
+import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -31,6 +32,12 @@ THREAD: Final = "forkwire: executor"
 # does so again. Where none ever succeeded it gives up at once.
 ATTEMPTS: Final = 5
 BACKOFF: Final = 0.1  # seconds after the first failure, doubled for each further one
+
+# Calls that were sent ahead, in a worker that is busy for longer than this, are run elsewhere.
+RELIEF: Final = 0.01  # seconds
+
+# Workers that die before they begin a call that they have: then it may not be by chance.
+MOVES: Final = 10
 
 TERMINATED: Final = "the executor's workers were terminated before this call began"
 
@@ -76,6 +83,7 @@ class Engine:
         self._failures = 0
         self._proven = False
         self._paused = False
+        self._relief: asyncio.TimerHandle | None = None
         self._over: asyncio.Event | None = None
         self.counters: Final = Counters()
 
@@ -104,6 +112,7 @@ class Engine:
                 self._start_thread()
             self._pending.append(work)
         if not self._woken:
+            self._woken = True
             self.tell(self._wake)
 
     def close(self, *, cancel_pending: bool = False) -> None:
@@ -133,12 +142,14 @@ class Engine:
     def statistics(self) -> ExecutorStatistics:
         """A snapshot."""
         members = list(self._members)
+        flights = [each.in_flight for each in members]
+        running = sum(map(bool, flights))
         pids = sorted(each.worker.pid for each in members if each.worker and each.alive)
         return ExecutorStatistics(
             pids=tuple(pids),
             starting=len(self._starting),
-            pending=len(self._pending) + len(self._committed),
-            running=sum(each.work is not None for each in members),
+            pending=len(self._pending) + len(self._committed) + sum(flights) - running,
+            running=running,
             calls=self.counters.calls,
             deaths=self.counters.deaths,
             retries=self.counters.retries,
@@ -223,6 +234,35 @@ class Engine:
             if not work.future.done():  # stopped before it began
                 return work
         return self._next_pending()
+
+    def take_ahead(self) -> Work | None:
+        """The same for a worker that has one: only what nobody could begin at once."""
+        if self._idle or self._starting or len(self._members) < self.plan.workers:
+            return None
+        if (work := self.take()) is not None and self._relief is None:
+            self._relief = asyncio.get_running_loop().call_later(RELIEF, self._relieve)
+        return work
+
+    def _relieve(self) -> None:
+        """Have calls run elsewhere that wait for one that takes longer than expected."""
+        self._relief = None
+        waits = {member: member.waits(time.monotonic()) for member in self._members}
+        late = [work for member in waits if waits[member] > RELIEF for work in member.take_back()]
+        if any(0 < wait <= RELIEF for wait in waits.values()):
+            self._relief = asyncio.get_running_loop().call_later(RELIEF, self._relieve)
+        self.take_again(late, None)
+
+    def take_again(self, works: Sequence[Work], error: Exception | None) -> None:
+        """They have not begun, and are to be run elsewhere. ``error``: what the worker died of."""
+        for work in reversed(works):
+            work.moves += error is not None
+            if self._terminated:
+                work.fail(ExecutorBrokenError(TERMINATED))
+            elif error is not None and work.moves >= MOVES:
+                self._fail(work, error)
+            else:
+                self._committed.appendleft(work)
+        self._wake()
 
     def _next_pending(self) -> Work | None:
         while self._pending:
@@ -320,21 +360,20 @@ class Engine:
         error.__cause__ = self.broken
         return error
 
-    def died(self, work: Work, error: WorkerDied | WorkerClosedError, *, begun: bool) -> None:
-        """A worker did, while it ran ``work``, or before it was sent that."""
-        self.counters.deaths += begun
+    def died(self, work: Work, error: WorkerDied | WorkerClosedError) -> None:
+        """A worker did, while it ran ``work``."""
+        self.counters.deaths += 1
         if work.future.done():
             return
-        if self._terminated or (begun and work.tries >= work.retries):
+        if self._terminated or work.tries >= work.retries:
             self._fail(work, error)
             return
-        if begun:
-            work.tries += 1
-            self.counters.retries += 1
-            logger.warning(
-                "forkwire: %s is run again (%d of %d), since %s",
-                work.label, work.tries, work.retries, error,
-            )  # fmt: skip
+        work.tries += 1
+        self.counters.retries += 1
+        logger.warning(
+            "forkwire: %s is run again (%d of %d), since %s",
+            work.label, work.tries, work.retries, error,
+        )  # fmt: skip
         self._committed.appendleft(work)
 
     def _fail(self, work: Work, error: Exception) -> None:

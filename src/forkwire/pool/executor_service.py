@@ -15,14 +15,16 @@ from typing import Any, Final
 from ..process.cancelling import Terminated
 from ..rpc.exceptions import describing
 from ..rpc.interrupts.interrupting import Interrupted
+from .executor_claims import Claiming
 from .pickling import Packed, label_of, pack, unpack
 
-__all__ = ["run", "set_up"]
+__all__ = ["run", "run_large", "set_up"]
 
 # What a reply begins with.
 VALUE: Final = 0
 RAISED: Final = 1  # by the function
 UNREAD: Final = 2  # the call could not be unpickled, so nothing was run
+NOT_BEGUN: Final = 3  # it was taken back
 
 LOGGER: Final = "concurrent.futures"  # where programs that come from there look for it
 
@@ -34,12 +36,16 @@ class Here:
     """What the executor said of this worker."""
 
     inherited = False
+    claiming = Claiming()
 
 
 def set_up(packed: Packed) -> list[Any]:
-    """Before the first call: the key of multiprocessing's managers, then the initializer."""
+    """Before the first call: the key of multiprocessing's managers, then the initializer.
+
+    Answers whether calls are claimed.
+    """
     try:
-        key, Here.inherited, initializer, args = unpack(packed)
+        key, Here.inherited, claims, initializer, args = unpack(packed)
     except OURS:
         raise
     except BaseException as error:
@@ -48,13 +54,14 @@ def set_up(packed: Packed) -> list[Any]:
         import multiprocessing.process
 
         multiprocessing.process.current_process().authkey = key
+    Here.claiming = Claiming(claims)
     try:
         initialize(initializer, args)
     except OURS:
         raise
     except BaseException as error:
         return failure(RAISED, error)
-    return [VALUE, pack(None)]
+    return [VALUE, pack(Here.claiming.works)]
 
 
 def initialize(initializer: Callable[..., object] | None, args: Sequence[object]) -> None:
@@ -70,13 +77,21 @@ def initialize(initializer: Callable[..., object] | None, args: Sequence[object]
         raise
 
 
-def run(packed: Packed, path: Sequence[str] = ()) -> list[Any]:
-    """Call what was packed; ``[VALUE, result]``, or what `failure` answers.
+def run(number: int, packed: bytes) -> list[Any]:
+    """Call what was packed; ``[VALUE, result]``, or what `failure` answers, or ``[NOT_BEGUN]``.
 
-    ``path``: the program's :data:`sys.path`, where that is not what this worker knows of.
+    ``number``: of the call, to claim it by. The annotations are those that are checked quickest.
     """
-    if path:
-        follow(path)
+    return called(packed) if Here.claiming.claim(number) else [NOT_BEGUN]
+
+
+def run_large(number: int, packed: Packed, path: Sequence[str]) -> list[Any]:
+    """The same with buffers beside the pickle, or where the program's :data:`sys.path` is new."""
+    follow(path)
+    return called(packed) if Here.claiming.claim(number) else [NOT_BEGUN]
+
+
+def called(packed: Packed) -> list[Any]:
     try:
         function, args, kwargs = unpack(packed)
     except OURS:

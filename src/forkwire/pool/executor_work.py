@@ -53,7 +53,7 @@ class StoppableFuture(Future[Any]):
 class Work:
     """A call that was submitted. ``context``: what travels with it, from where that was."""
 
-    __slots__ = ("args", "context", "function", "future", "kwargs", "retries", "tries")
+    __slots__ = ("args", "context", "function", "future", "kwargs", "moves", "retries", "tries")
 
     def __init__(
         self,
@@ -70,6 +70,7 @@ class Work:
         self.kwargs: Final = kwargs
         self.retries = retries
         self.tries = 0
+        self.moves = 0  # from a worker in which it had not begun
         self.context: Final = context
 
     @property

@@ -31,6 +31,9 @@ LEAST_BUFFER: Final = 16384  # bytes
 # More than so many are copied into it after all: a message has room for 4096.
 MOST_BUFFERS: Final = 1024
 
+# What holds nothing else, and has no buffer.
+PLAIN: Final = frozenset((bool, float, int, str, type(None)))
+
 Packed: TypeAlias = "bytes | list[Any]"
 """A pickle; with buffers beside it ``[pickle, [whether each may be written to], *buffers]``."""
 
@@ -45,6 +48,8 @@ def pack(value: object, *, inherited: bool = False) -> Packed:
     ``inherited``: the other process was forked from this one, or is what this was forked from, so
     that without cloudpickle ``__main__`` goes by name.
     """
+    if type(value) in PLAIN:
+        return pickle.dumps(value, PROTOCOL)
     beside = Beside()
     stream = io.BytesIO()
     try:
