@@ -2,7 +2,7 @@
 
 No claim is made: this shows what an executor costs that loses one call to a crash, not all. A small
 call takes longer here than with concurrent.futures, whose workers take calls from a shared queue
-by themselves; calls that travel together (chunksize) cost little either way.
+by themselves; many of them, and those that travel together (chunksize), less so.
 
 Bias: all have two workers, started and warm; concurrent.futures forks, loky and ours start clean
 ones. "echo" goes there and back; concurrent.futures and loky copy it into the pickle. The workers

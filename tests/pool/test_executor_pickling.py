@@ -332,6 +332,20 @@ def test_large_bytes_go_there_and_back(executor: ProcessExecutor) -> None:
     assert executor.submit(bytes.upper, data).result() == data.upper()
 
 
+def test_what_is_too_large_is_its_own_error() -> None:
+    """It says what the call can be given instead. The limit is lower here, or it took gigabytes."""
+    with ProcessExecutor(1) as executor:
+        executor.submit(int).result()
+        (member,) = executor._engine._members
+        assert member._link is not None
+        member._link.session.peer_size = 1000
+        error = executor.submit(bytes.upper, b"x" * 2000).exception()
+        assert isinstance(error, forkwire.ValueEncodeError)
+        assert "bytes.upper" in error.__notes__[-1]
+        assert "the path of a file" in error.__notes__[-1]
+        assert executor.submit(abs, -1).result() == 1
+
+
 def test_what_multiprocessing_can_send_can_be_sent(executor: ProcessExecutor) -> None:
     """A manager's queue reaches the worker, whose key is the same."""
     with multiprocessing.get_context("spawn").Manager() as manager:

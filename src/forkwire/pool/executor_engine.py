@@ -1,8 +1,8 @@
 """What an executor runs on: an event loop in a thread of its own, and one queue of calls.
 
-Calls wait here, not at a worker, so that one that has not begun can be cancelled. A worker is
-started when there is a call and none is idle. Knows nothing of the executor itself, which may be
-collected while this goes on.
+Calls wait here, not at a worker, so that one that has not begun can be cancelled; only a few short
+ones wait there. A worker is started when there is a call and none is idle. Knows nothing of the
+executor itself, which may be collected while this goes on.
 """
 
 from __future__ import annotations

@@ -229,7 +229,7 @@ class Member:
             self._owner.take_again([work], error)
             return
         except BaseException as error:
-            work.fail(error)
+            work.refused(error)
             return
         if not self._flight:
             self._heard = time.monotonic()
@@ -272,7 +272,7 @@ class Member:
         elif error is None:
             work.settle(call.value)
         else:
-            work.fail(error)
+            work.refused(error)
 
     def _how_many(self, took: float) -> int:
         """Calls that it may have, if the next ones take as long. One can be stopped, or be last."""

@@ -12,6 +12,7 @@ from concurrent.futures import Future, InvalidStateError
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, RUNNING
 from typing import Any, Final
 
+from ..errors import ValueEncodeError
 from ..rpc.exceptions import describing
 from . import executor_service as service
 from .executor_errors import NotUnpicklableError, RemoteTraceback
@@ -114,6 +115,15 @@ class Work:
         """It ended with ``error``."""
         with self._guarded():
             self.future.set_exception(error)
+
+    def refused(self, error: BaseException) -> None:
+        """It could not be sent, or its answer could not."""
+        if isinstance(error, ValueEncodeError):  # it is pickled already, so it is too large
+            error.add_note(
+                f"forkwire: what {self.label} is called with goes as one message, and what it "
+                "answers too: give it less at a time, or the path of a file"
+            )
+        self.fail(error)
 
     @contextlib.contextmanager
     def _guarded(self) -> Any:
