@@ -401,6 +401,33 @@ async def test_what_ends_the_process_at_import_ends_the_worker(
         assert "slow_import" in died.value.native_stack
 
 
+async def test_one_that_is_killed_as_it_imports_is_replaced(
+    anyio_backend: Any,
+    importable: None,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """That says nothing of what it imported: the next one does the same, for many that wait."""
+    begun = tmp_path / "begun"
+    monkeypatch.setenv("FORKWIRE_TEST_BEGUN", str(begun))
+    monkeypatch.setenv("FORKWIRE_TEST_IMPORT", "sleep")
+    parents = []
+
+    async def start() -> None:
+        async with worker_of("slow_import", start="template") as worker:
+            parents.append((await worker.call("imported_in"))[1])
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(3):
+            tasks.start_soon(start)
+        await until(lambda: begun.exists() and begun.read_text())
+        monkeypatch.setenv("FORKWIRE_TEST_IMPORT", "")
+        os.kill(int(begun.read_text()), signal.SIGKILL)
+    assert set(parents) == {int(begun.read_text())}  # that has imported it
+    assert not caplog.records
+
+
 async def test_what_the_import_raises_is_raised(
     anyio_backend: Any, importable: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -101,6 +101,7 @@ def ready(recipe: Recipe, until: float, seconds: float) -> Steps[Template]:
                 )
             yield Wait(found.fileno(), until)
         if found.threads == []:
+            templates.is_ready(found)
             return found
         if found.retired:  # by somebody who waited for it as well
             continue
@@ -123,8 +124,8 @@ def why_not(found: Template) -> str:
             "needed, not at import"
         )
     return (
-        f"a template process ended while it was importing {found.stage or label}: the workers of "
-        f"{label} import it themselves"
+        f"a template process ended while it was importing {found.stage or label}, and so did the "
+        f"next: the workers of {label} import it themselves"
     )
 
 

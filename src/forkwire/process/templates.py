@@ -20,7 +20,7 @@ from ..errors import WorkerStartError
 from . import guard, signals
 from .template import ENDING_SECONDS, Recipe, Template
 
-__all__ = ["close_templates", "drop", "get", "let_go_of", "retire", "without_preload"]
+__all__ = ["close_templates", "drop", "get", "is_ready", "let_go_of", "retire", "without_preload"]
 
 # Idle ones beyond that are ended, the longest unused first: each has memory of its own.
 MOST_IDLE: Final = 8
@@ -31,6 +31,7 @@ _lock = threading.Lock()
 _current: dict[Recipe, Template] = {}
 _retired: list[Template] = []
 _bare: set[Recipe] = set()  # for which nothing can be preloaded
+_fell: set[Recipe] = set()  # whose last template ended before it was ready
 
 
 def get(recipe: Recipe) -> Template:
@@ -82,12 +83,25 @@ def unsignalled() -> Iterator[None]:
 
 
 def without_preload(template: Template, why: str) -> None:
-    """It is of no use: the next for its recipe imports nothing but ours."""
+    """It is of no use: the next for its recipe imports nothing but ours.
+
+    One that has ended may have been killed; only the second in a row says something.
+    """
     with _lock, unsignalled():
-        if template.recipe not in _bare:
-            _bare.add(template.recipe)
-            logger.warning("%s", why)
+        recipe = template.recipe
+        if template.retired:  # another thread was quicker
+            return
         let_go(template)
+        if not template.threads and recipe not in _fell:
+            _fell.add(recipe)
+            return
+        _bare.add(recipe)
+        logger.warning("%s", why)
+
+
+def is_ready(template: Template) -> None:
+    """It has imported what it had to."""
+    _fell.discard(template.recipe)
 
 
 def let_go(template: Template) -> None:
@@ -133,6 +147,7 @@ def retire(recipe: Recipe) -> None:
     """
     with _lock, unsignalled():
         _bare.discard(recipe)
+        _fell.discard(recipe)
         if recipe in _current:
             let_go(_current[recipe])
 
@@ -145,6 +160,7 @@ def close_templates() -> None:
     """
     with _lock, unsignalled():
         _bare.clear()
+        _fell.clear()
         idle = [each for each in (*_current.values(), *_retired) if not each.workers]
         for template in list(_current.values()):
             let_go(template)
@@ -175,6 +191,7 @@ def _after_fork_in_child() -> None:
     _current.clear()
     _retired.clear()
     _bare.clear()
+    _fell.clear()
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
