@@ -318,7 +318,7 @@ async def test_a_start_that_is_cancelled_leaves_nothing(
                 await until(lambda: any(each.pid == 0 for each in guard.workers()))
                 scope.cancel()
         assert (open_now(), len(guard.workers())) == (fds, slots)
-    # What it had forked, and was not wanted, it kills and reaps; another spare may be there by then.
+    # What it had forked, unwanted, it kills and reaps; by then there may be another spare.
     await until(lambda: not set(spares) & set(children(parent)) and len(children(parent)) < 2)
 
 
