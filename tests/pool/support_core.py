@@ -7,7 +7,7 @@ from random import Random
 from typing import Any, Final
 
 from forkwire.pool.policy import Health
-from forkwire.pool.states import Action, Break, End, Kill, Member, Ping, Start, State, Warn
+from forkwire.pool.states import Action, Break, End, Kill, Member, Need, Ping, Start, State, Warn
 from forkwire.pool.supervisor import Supervisor
 
 DEATH: Final = RuntimeError("was killed by SIGSEGV")
@@ -106,18 +106,18 @@ class Desk:
         while self.ending:
             self.end(next(iter(self.ending)))
 
-    def begin(self, member: Member | None = None) -> Member:
+    def begin(self, member: Member | None = None, *, plain: bool = False) -> Member:
         """A call, on the one that would be picked."""
-        member = member or self.core.pick()
+        member = member or self.core.pick(Need.LANE if plain else Need.LOOP)
         assert member is not None
-        self.apply(self.core.began(member, self.now))
+        self.apply(self.core.began(member, self.now, plain=plain))
         return member
 
     def finish(self, member: Member, **how: Any) -> None:
         self.apply(self.core.finished(member, self.now, **how))
 
     def lease(self) -> Member:
-        member = self.core.pick(alone=True)
+        member = self.core.pick(Need.ALL)
         assert member is not None
         self.apply(self.core.lease(member, self.now))
         return member
@@ -125,8 +125,10 @@ class Desk:
     def release(self, member: Member, *, fresh: bool = False) -> None:
         self.apply(self.core.release(member, self.now, fresh=fresh))
 
-    def wait(self, count: int) -> None:
-        self.apply(self.core.waiting(count, self.now))
+    def wait(self, count: int, *, plain: int = 0, alone: int = 0) -> None:
+        """``count``: that wait for an async function."""
+        counts = {Need.LOOP: count, Need.LANE: plain, Need.ALL: alone}
+        self.apply(self.core.waiting(counts, self.now))
 
     def pong(self, member: Member) -> None:
         self.pings.remove(member)

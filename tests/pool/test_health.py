@@ -12,7 +12,7 @@ from .support_core import Desk, opened
 def watched(*, answers: bool = False, **options: Any) -> Desk:
     options.setdefault("health", Health(interval=15, timeout=10))
     desk = opened(least=1, most=1, **options)
-    desk.core.learn(1, answers=answers)
+    desk.core.learn(1, 1, answers=answers)
     return desk
 
 

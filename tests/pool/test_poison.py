@@ -22,9 +22,9 @@ def test_it_is_refused_after_so_many_deaths() -> None:
     """Below the limit it runs; at it, it is refused, with the number and the last death."""
     suspects = Suspects(2)
     digest = digest_of("crash", [])
-    assert suspects.died(digest, RuntimeError("the first"), alone=True) == 1
+    assert suspects.died(digest, "crash", RuntimeError("the first"), alone=True) == 1
     suspects.check(digest, "crash")
-    assert suspects.died(digest, DEATH, alone=True) == 2
+    assert suspects.died(digest, "crash", DEATH, alone=True) == 2
     with pytest.raises(PoisonCallError, match=r"'crash' .* 2 workers died .*SIGSEGV") as caught:
         suspects.check(digest, "crash")
     assert caught.value.deaths == 2
@@ -37,7 +37,7 @@ def test_whoever_was_only_near_is_not_counted() -> None:
     suspects = Suspects(1)
     digest = digest_of("add", [])
     for _ in range(9):
-        assert suspects.died(digest, DEATH, alone=False) == 0
+        assert suspects.died(digest, "add", DEATH, alone=False) == 0
     assert suspects.is_one(digest)
     suspects.check(digest, "add")
     suspects.succeeded(digest)
@@ -48,12 +48,12 @@ def test_success_clears_it() -> None:
     """A call that was answered once was no poison, only near one; nothing is left of it."""
     suspects = Suspects(2)
     digest = digest_of("add", [])
-    suspects.died(digest, DEATH, alone=True)
+    suspects.died(digest, "add", DEATH, alone=True)
     assert suspects
     suspects.succeeded(digest)
     assert not suspects
     suspects.succeeded(digest)
-    assert suspects.died(digest, DEATH, alone=True) == 1
+    assert suspects.died(digest, "add", DEATH, alone=True) == 1
 
 
 def test_what_is_remembered_is_bounded() -> None:
@@ -61,9 +61,23 @@ def test_what_is_remembered_is_bounded() -> None:
     suspects = Suspects(9)
     digests = [digest_of("f", [number.to_bytes(4)]) for number in range(MOST_SUSPECTS)]
     for digest in digests:
-        suspects.died(digest, DEATH, alone=True)
-    suspects.died(digests[0], DEATH, alone=True)
-    suspects.died(digest_of("g", []), DEATH, alone=True)
+        suspects.died(digest, "f", DEATH, alone=True)
+    suspects.died(digests[0], "f", DEATH, alone=True)
+    suspects.died(digest_of("g", []), "g", DEATH, alone=True)
     assert len(suspects) == MOST_SUSPECTS
     assert suspects.deaths(digests[0]) == 2
     assert suspects.deaths(digests[1]) == 0
+
+
+def test_methods_without_suspects_are_known() -> None:
+    """Of these no call need be looked at closely."""
+    suspects = Suspects(2)
+    one, two = digest_of("f", [b"1"]), digest_of("f", [b"2"])
+    assert not suspects.may_be("f")
+    for digest in (one, two, one):
+        suspects.died(digest, "f", DEATH, alone=True)
+    assert not suspects.may_be("g")
+    suspects.succeeded(one)
+    assert suspects.may_be("f")
+    suspects.succeeded(two)
+    assert not suspects.may_be("f")

@@ -8,7 +8,7 @@ import pytest
 
 from forkwire.errors import PoolBrokenError
 from forkwire.pool.policy import Recycle, Restart
-from forkwire.pool.states import TABLE, Action, Event, State
+from forkwire.pool.states import TABLE, Action, Event, Need, State
 from forkwire.pool.supervisor import Phase
 
 from .support_core import DEATH, NO_PINGS, Desk, opened
@@ -128,7 +128,7 @@ def test_a_lent_worker_has_no_other_calls() -> None:
     busy = desk.begin()
     lent = desk.lease()
     assert lent is not busy
-    assert desk.core.pick(alone=True) is None
+    assert desk.core.pick(Need.ALL) is None
     assert desk.begin() is busy
     desk.begin(lent)
     desk.finish(lent)
@@ -157,7 +157,85 @@ def test_no_more_work_at_a_time_than_the_pool_is_large() -> None:
     assert desk.core.pick() is new
 
 
+def test_what_drains_leaves_room_for_what_may_run_beside() -> None:
+    """A call that never ends on a worker that is replaced holds up no more than it did there."""
+    desk = opened(least=1, most=1, capacity=3)
+    old = desk.begin()
+    desk.apply(desk.core.reload(desk.now))
+    new = desk.start()
+    assert [desk.begin(), desk.begin()] == [new, new]
+    assert desk.core.pick() is None
+    desk.finish(old)
+    assert desk.core.pick() is new
+
+
+def mixed(size: int, lanes: int = 1) -> Desk:
+    """Workers of a service with plain and with async functions."""
+    desk = opened(least=size, most=size)
+    desk.core.learn(8, lanes, answers=True)
+    return desk
+
+
+def test_a_plain_function_goes_where_the_fewest_of_its_kind_run() -> None:
+    """However many async ones are there; those go where the fewest of all are."""
+    desk = mixed(2)
+    computing = desk.begin(plain=True)
+    waiting = desk.begin()
+    assert waiting is not computing
+    desk.begin(waiting)
+    desk.begin(waiting)
+    assert desk.core.pick() is computing
+    assert desk.begin(plain=True) is waiting
+    assert desk.core.pick(Need.LANE) is None
+    desk.finish(computing, plain=True)
+    assert desk.core.pick(Need.LANE) is computing
+
+
+def test_plain_functions_need_room_for_a_call_too() -> None:
+    """A worker that has as many as it may gets no more, though a thread of it is free."""
+    desk = mixed(1)
+    for _ in range(8):
+        desk.begin()
+    assert desk.core.pick(Need.LANE) is None
+
+
+def test_workers_are_kept_for_who_waits_for_all_of_one() -> None:
+    """So many of the least busy get no calls."""
+    desk = mixed(3)
+    busy = [desk.begin() for _ in range(3)]
+    desk.begin(busy[1])
+    desk.begin(busy[2])
+    desk.begin(busy[2])
+    assert desk.core.pick() is busy[0]
+    assert desk.core.pick(kept=1) is busy[1]
+    assert desk.core.pick(kept=2) is busy[2]
+    assert desk.core.pick(kept=3) is None
+    assert desk.core.pick(Need.LANE, kept=2) is busy[2]
+
+
 # -- how many ---------------------------------------------------------------------------------
+
+
+def test_who_waits_for_all_of_a_worker_starts_one() -> None:
+    """Though the others have room for more calls."""
+    desk = opened(least=1, most=3, capacity=8)
+    desk.wait(0, alone=1)
+    assert not desk.starting
+    desk.begin()
+    desk.wait(0, alone=0)
+    desk.wait(0, alone=1)
+    assert len(desk.starting) == 1
+    desk.wait(0, alone=2)
+    assert len(desk.starting) == 2
+
+
+def test_plain_functions_that_wait_start_workers() -> None:
+    """Though the others have room for async ones."""
+    desk = opened(least=1, most=4)
+    desk.core.learn(8, 1, answers=True)
+    desk.begin(plain=True)
+    desk.wait(0, plain=2)
+    assert len(desk.starting) == 2
 
 
 def test_calls_that_wait_start_workers() -> None:

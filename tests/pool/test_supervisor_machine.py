@@ -17,7 +17,7 @@ from hypothesis.stateful import (
 )
 
 from forkwire.pool.policy import Health, Recycle, Restart
-from forkwire.pool.states import Action, Member, Start, State
+from forkwire.pool.states import Action, Member, Need, Start, State
 from forkwire.pool.supervisor import Phase
 
 from .support_core import DEATH, Desk
@@ -69,19 +69,24 @@ class Pool(RuleBasedStateMachine):
         size=sizes,
         spares=st.integers(0, 2),
         capacity=st.integers(1, 3),
+        lanes=st.integers(1, 3),
         answers=st.booleans(),
         restart=restarts,
         recycle=recycles,
         health=healths,
     )
-    def open(self, size: tuple[int, int], capacity: int, answers: bool, **options: Any) -> None:
+    def open(
+        self, size: tuple[int, int], capacity: int, lanes: int, answers: bool, **options: Any
+    ) -> None:
         least, most = size
+        lanes = min(capacity, lanes)
         self.desk = ModelDesk(least=least, most=most, idle=20.0, capacity=capacity, **options)
         self.desk.largest = most
         self.core = self.desk.core
-        self.core.learn(capacity, answers=answers)
-        self.queued = 0
+        self.core.learn(capacity, lanes, answers=answers)
+        self.waits = dict.fromkeys(Need, 0)
         self.flying: list[Member] = []  # one for each call: where it runs
+        self.plain: list[Member] = []  # of these, the plain functions
         self.lent: list[Member] = []
         self.ever_lent: set[Member] = set()  # the calls of a lease are not limited
         self.desk.open()
@@ -89,63 +94,82 @@ class Pool(RuleBasedStateMachine):
     # -- the driver ---------------------------------------------------------------------------
 
     def hand_out(self) -> None:
-        """Give calls that wait to whoever has room."""
-        while self.queued and (member := self.core.pick()) is not None:
-            assert member.state is State.READY
-            assert not member.leased
-            assert member.in_flight < self.core.capacity
-            self.check_most(member)
-            self.queued -= 1
-            self.flying.append(member)
-            self.desk.begin(member)
-            self.desk.wait(self.queued)
-        if self.core.is_over and self.queued:
-            self.queued = 0
-            self.desk.wait(0)
+        """Give those that wait whoever has what they need; one is kept for who needs all of it."""
+        for need in (Need.ALL, Need.LANE, Need.LOOP):
+            while self.waits[need]:
+                kept = 1 if self.waits[Need.ALL] and need is not Need.ALL else 0
+                member = self.core.pick(need, kept=kept)
+                if member is None:
+                    break
+                self.check_pick(member, need)
+                self.waits[need] -= 1
+                self.give(member, need)
+                self.tell_waiting()
+        if self.core.is_over and any(self.waits.values()):
+            self.waits = dict.fromkeys(Need, 0)
+            self.tell_waiting()
 
-    def check_most(self, member: Member) -> None:
-        """No more than `most` work, unless the pool was larger before."""
-        if not member.works:
-            assert sum(m.works for m in self.core.members.values()) < self.core.most
+    def give(self, member: Member, need: Need) -> None:
+        if need is Need.ALL:
+            self.lent.append(member)
+            self.ever_lent.add(member)
+            self.desk.apply(self.core.lease(member, self.desk.now))
+            return
+        self.flying.append(member)
+        if need is Need.LANE:
+            self.plain.append(member)
+        self.desk.begin(member, plain=need is Need.LANE)
+
+    def tell_waiting(self) -> None:
+        loop, plain, alone = (self.waits[need] for need in (Need.LOOP, Need.LANE, Need.ALL))
+        self.desk.wait(loop, plain=plain, alone=alone)
+
+    def check_pick(self, member: Member, need: Need) -> None:
+        """It has what is needed, and no more calls run than may, unless the pool was larger."""
+        core = self.core
+        assert member.state is State.READY
+        assert not member.leased
+        assert member.in_flight < (1 if need is Need.ALL else core.capacity)
+        assert need is not Need.LANE or member.plain < core.lanes
+        others = [each for each in core.members.values() if not each.leased]
+        room = core.most - sum(each.leased for each in core.members.values())
+        assert sum(min(core.capacity, m.in_flight) for m in others) < room * core.capacity
+        if need is Need.LANE:
+            assert sum(min(core.lanes, m.plain) for m in others) < room * core.lanes
 
     def lose_calls(self, member: Member) -> None:
         """They end with their worker."""
         for _ in range(self.flying.count(member)):
-            self.flying.remove(member)
-            self.desk.finish(member, answered=False)
+            self.end_call(member, answered=False)
+
+    def end_call(self, member: Member, **how: Any) -> None:
+        self.flying.remove(member)
+        plain = member in self.plain
+        if plain:
+            self.plain.remove(member)
+        self.desk.finish(member, plain=plain, **how)
 
     # -- calls --------------------------------------------------------------------------------
 
-    @rule(count=st.integers(1, 4))
-    def call(self, count: int) -> None:
+    @rule(count=st.integers(1, 4), need=st.sampled_from([Need.LOOP, Need.LANE, Need.ALL]))
+    def call(self, count: int, need: Need) -> None:
         if not self.core.is_over:  # also while it drains: what runs may call
-            self.queued += count
-            self.desk.wait(self.queued)
+            self.waits[need] += 1 if need is Need.ALL else count
+            self.tell_waiting()
             self.hand_out()
 
-    @precondition(lambda self: self.queued)
-    @rule()
-    def give_up_waiting(self) -> None:
-        self.queued -= 1
-        self.desk.wait(self.queued)
+    @precondition(lambda self: any(self.waits.values()))
+    @rule(index=which)
+    def give_up_waiting(self, index: int) -> None:
+        needs = [need for need, count in self.waits.items() if count]
+        self.waits[needs[index % len(needs)]] -= 1
+        self.tell_waiting()
 
     @precondition(lambda self: self.flying)
     @rule(index=which, memory=st.sampled_from([None, 1, 100]))
     def finish(self, index: int, memory: int | None = None) -> None:
-        member = self.flying.pop(index % len(self.flying))
-        self.desk.finish(member, memory=memory)
+        self.end_call(self.flying[index % len(self.flying)], memory=memory)
         self.hand_out()
-
-    @precondition(lambda self: self.core.phase is Phase.OPEN)
-    @rule()
-    def lease(self) -> None:
-        member = self.core.pick(alone=True)
-        if member is not None:
-            assert not member.works
-            self.check_most(member)
-            self.lent.append(member)
-            self.ever_lent.add(member)
-            self.desk.apply(self.core.lease(member, self.desk.now))
 
     @precondition(lambda self: self.lent)
     @rule(index=which)
@@ -248,15 +272,15 @@ class Pool(RuleBasedStateMachine):
             if not self.is_busy():
                 break
             self.go_well()
-        assert not self.queued
+        assert not any(self.waits.values())
         assert not self.flying
         if self.core.phase is Phase.OPEN:
             self.check_size()
 
     def is_busy(self) -> bool:
         desk = self.desk
-        work = self.queued, self.flying, self.lent, self.core.reloading
-        return any((*work, desk.starting, desk.ending, desk.killed))
+        work = self.flying, self.lent, self.core.reloading
+        return any((*self.waits.values(), *work, desk.starting, desk.ending, desk.killed))
 
     def go_well(self) -> None:
         self.desk.start_all()
@@ -288,10 +312,11 @@ class Pool(RuleBasedStateMachine):
         for member in self.core.members.values():
             assert (member in there) != (member.state is State.WAITING)
             assert member.in_flight == self.flying.count(member)
+            assert member.plain == self.plain.count(member)
             assert member.leased == (member in self.lent)
         assert there <= {*self.core.members.values()}
         assert self.core.idle == (
-            not self.queued and not any(m.works for m in self.core.members.values())
+            not any(self.waits.values()) and not any(m.works for m in self.core.members.values())
         )
 
     @invariant()

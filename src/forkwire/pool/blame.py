@@ -15,9 +15,27 @@ from ..rpc.data import codec
 from .poison import Suspects, digest_of
 from .statistics import Counters
 
-__all__ = ["Blame", "has_streams"]
+__all__ = ["Blame", "Mark", "has_streams"]
 
 CALL: Final = 1  # the type of the message, for the codec's sake
+
+
+class Mark:
+    """What tells a call from others. Found out once, when it is first needed."""
+
+    __slots__ = ("_digest", "_made", "request")
+
+    def __init__(self, request: Request) -> None:
+        self.request: Final = request
+        self._made = False
+        self._digest: bytes | None = None
+
+    @property
+    def digest(self) -> bytes | None:
+        """None where its arguments are streamed, or cannot be sent."""
+        if not self._made:
+            self._made, self._digest = True, digest(self.request)
+        return self._digest
 
 
 class Blame:
@@ -27,26 +45,28 @@ class Blame:
         self._suspects: Final = Suspects(limit)
         self._counters: Final = counters
 
-    def died(self, requests: Collection[Request], error: BaseException) -> None:
+    def died(self, marks: Collection[Mark], error: BaseException) -> None:
         """A worker died that ran these."""
-        for request in requests:
-            if (known := digest(request)) is not None:
-                self._suspects.died(known, error, alone=len(requests) == 1)
+        for mark in marks:
+            if (known := mark.digest) is not None:
+                method = mark.request.method
+                self._suspects.died(known, method, error, alone=len(marks) == 1)
 
-    def answered(self, request: Request) -> None:
+    def answered(self, mark: Mark) -> None:
         """It did not kill its worker."""
-        if self._suspects and (known := digest(request)) is not None:
+        if self._suspects.may_be(mark.request.method) and (known := mark.digest) is not None:
             self._suspects.succeeded(known)
 
-    def must_be_alone(self, request: Request) -> bool:
+    def must_be_alone(self, mark: Mark) -> bool:
         """Whether it is suspected: if its worker dies, nothing else is to have been in flight.
 
         Raises :exc:`PoisonCallError` if too many workers died of it.
         """
-        if not self._suspects or (known := digest(request)) is None:
+        method = mark.request.method
+        if not self._suspects.may_be(method) or (known := mark.digest) is None:
             return False
         try:
-            self._suspects.check(known, request.method)
+            self._suspects.check(known, method)
         except PoisonCallError:
             self._counters.refused += 1
             raise
@@ -59,7 +79,6 @@ def has_streams(request: Request) -> bool:
 
 
 def digest(request: Request) -> bytes | None:
-    """What tells it from others; None where its arguments are streamed, or cannot be sent."""
     args, kwargs, streams = streams_in(request, is_streamed)
     if streams:
         return None

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,83 +24,38 @@ from ..errors import (
 from ..rpc.caller.current import tree_for_call
 from ..rpc.caller.requests import Request
 from ..rpc.caller.streams import Begun, Stream
-from .blame import Blame, has_streams
+from .blame import Blame, Mark, has_streams
+from .line import Line, Waiter
 from .options import retries_of
-from .states import State
+from .states import Need, State
 from .statistics import Counters
+from .work import Work
 
 if TYPE_CHECKING:
-    from ..rpc.links.link import OutCall
+    from ..rpc.caller.offers import Offers
     from .crew import Crew
     from .members import Post
 
-__all__ = ["Dispatcher", "Waiter", "Work"]
+__all__ = ["Dispatcher"]
 
 clock = time.monotonic
-
-
-class Waiter:
-    """Waits for a worker; ``alone``: for one that does nothing, and is to be lent."""
-
-    __slots__ = ("alone", "error", "event", "post")
-
-    def __init__(self, *, alone: bool) -> None:
-        self.alone: Final = alone
-        self.event: Final = anyio.Event()
-        self.post: Post | None = None
-        self.error: Exception | None = None
-
-
-class Work:
-    """A call that has its worker, until it has ended.
-
-    ``asked``: when it was made. ``alone``: the worker was lent for it.
-    """
-
-    __slots__ = ("_dispatcher", "alone", "asked", "begun", "post", "request")
-
-    def __init__(
-        self, dispatcher: Dispatcher, post: Post, request: Request, asked: float, *, alone: bool
-    ) -> None:
-        self._dispatcher: Final = dispatcher
-        self.post: Final = post
-        self.request: Final = request
-        self.asked: Final = asked
-        self.alone: Final = alone
-        self.begun: Final = clock()
-        post.work.add(self)
-
-    def ended(self, call: OutCall) -> None:
-        """In any way."""
-        self.post.work.discard(self)
-        self._dispatcher.ended(self, call.error)
-        self._free()
-
-    def withdraw(self) -> None:
-        """It was not sent."""
-        self.post.work.discard(self)
-        self._dispatcher.give_back(self.post, alone=False)
-        self._free()
-
-    def _free(self) -> None:
-        if self.alone:
-            self._dispatcher.give_back(self.post, alone=True)
 
 
 class Dispatcher:
     """Makes calls to whichever worker is the least busy.
 
-    ``queue``: calls that may wait, None for any number. ``poison``: deaths of workers after which
-    a call is not made any more.
+    ``offers``: what they are called with. ``queue``: calls that may wait, None for any number.
+    ``poison``: deaths of workers after which a call is not made any more.
     """
 
-    def __init__(self, crew: Crew, *, queue: int | None, poison: int) -> None:
+    def __init__(self, crew: Crew, offers: Offers, *, queue: int | None, poison: int) -> None:
         self.counters: Final = Counters()
         self.blame: Final = Blame(poison, self.counters)
         self._crew: Final = crew
         self._supervisor: Final = crew.supervisor
+        self._offers: Final = offers
         self._most_waiting: Final = queue
-        self._queue: Final[OrderedDict[Waiter, None]] = OrderedDict()
+        self._line: Final = Line()
         self.closing = ""  # why no new calls are taken
         crew.on_change = self.hand_out
         crew.on_death = self._suspect
@@ -109,7 +63,12 @@ class Dispatcher:
     @property
     def waiting(self) -> int:
         """How many calls wait for a worker."""
-        return len(self._queue)
+        return len(self._line)
+
+    def need_of(self, request: Request) -> Need:
+        """What a worker must have to run it."""
+        kind = self._offers.kinds.get(request.method, "")
+        return Need.LANE if kind in ("plain", "generator") else Need.LOOP
 
     def check_here(self) -> None:
         """Raise :exc:`UsageError` in any other event loop, thread or process than the pool's."""
@@ -155,32 +114,33 @@ class Dispatcher:
                 "broadcast() has no streamed arguments: only one worker could have them"
             )
         posts = [post for post in self._crew.posts.values() if post.member.state is State.READY]
+        need, now = self.need_of(request), clock()
         outcomes: dict[Post, Any] = {}
         failures: list[Exception] = []
 
-        async def one(post: Post) -> None:
+        async def one(work: Work) -> None:
             try:
-                outcomes[post] = await self._call_at(post, request)
+                outcomes[work.post] = await self._call_at(work)
             except Exception as error:
                 failures.append(error)
 
         async with anyio.create_task_group() as tasks:
             for post in posts:
-                self.take(post)
-                tasks.start_soon(one, post)
+                self.take(post, need)
+                tasks.start_soon(one, Work(self, post, Mark(request), need, now))
         if failures:
             raise ExceptionGroup(
                 f"{request.method} failed in {len(failures)} of {len(posts)} workers", failures
             )
         return [outcomes[post] for post in posts if post in outcomes]
 
-    async def _call_at(self, post: Post, request: Request) -> Any:
-        begun = await self.send(post, request, None, clock())
+    async def _call_at(self, work: Work) -> Any:
+        begun = await self.send(work, None)
         if begun is None:
-            await post.over.wait()
-            raise post.gone()
+            await work.post.over.wait()
+            raise work.post.gone()
         caller, call, pumps = begun
-        return await caller.complete(request, call, pumps)
+        return await caller.complete(work.mark.request, call, pumps)
 
     async def notify(self, request: Request) -> None:
         """Send it to some worker; what becomes of it is only logged."""
@@ -199,39 +159,28 @@ class Dispatcher:
     ) -> Begun:
         """Send it, once there is a worker for it."""
         self.check_here()
-        asked = clock()
+        asked, mark = clock(), Mark(request)
         while True:
-            alone = self.blame.must_be_alone(request) and not tree_for_call()
-            post = await self.acquire(alone=alone, patient=patient)
+            need = self.need_of(request)
+            alone = self.blame.must_be_alone(mark) and not tree_for_call()
+            post = await self.acquire(Need.ALL if alone else need, patient=patient)
             if alone:
-                self.take(post)
-            begun = await self.send(post, request, credit, asked, alone=alone)
+                self.take(post, need)
+            begun = await self.send(Work(self, post, mark, need, asked, alone=alone), credit)
             if begun is not None:
                 return begun
             await post.over.wait()  # it ends, and took nothing
             patient = True
 
-    async def send(
-        self,
-        post: Post,
-        request: Request,
-        credit: int | None,
-        asked: float,
-        *,
-        alone: bool = False,
-    ) -> Begun | None:
-        """Send it to a worker that was found for it; None if that takes nothing any more.
-
-        ``alone``: the worker was lent for it.
-        """
-        work = Work(self, post, request, asked, alone=alone)
-        caller = post.caller
+    async def send(self, work: Work, credit: int | None) -> Begun | None:
+        """Send it to the worker that was found for it; None if that takes nothing any more."""
+        caller, request = work.post.caller, work.mark.request
         try:
-            self.blame.must_be_alone(request)
+            self.blame.must_be_alone(work.mark)
             call, pumps = await caller.begin(request, credit=credit, on_end=work.ended)
         except (WorkerDied, WorkerClosedError):
             work.withdraw()
-            if not post.is_lost:
+            if not work.post.is_lost:
                 raise
             return None
         except BaseException:
@@ -252,34 +201,34 @@ class Dispatcher:
 
     # -- workers for calls --------------------------------------------------------------------
 
-    async def acquire(self, *, alone: bool = False, patient: bool = False) -> Post:
-        """A worker with room for one more call, in the order in which they were asked for.
+    async def acquire(self, need: Need, *, patient: bool = False) -> Post:
+        """A worker that has what is needed, in the order in which it was asked for.
 
-        ``alone``: one that does nothing, and is lent. Raises :exc:`TooManyCallsError` where too
-        many wait, unless ``patient``; :exc:`PoolBrokenError` and :exc:`WorkerClosedError`.
+        Raises :exc:`TooManyCallsError` where too many wait, unless ``patient``;
+        :exc:`PoolBrokenError` and :exc:`WorkerClosedError`.
         """
         await anyio.lowlevel.checkpoint_if_cancelled()
-        post = None if alone else self._relative()
+        post = None if need is Need.ALL else self._relative(need)
         if post is None:
             self.check_open(patient=patient)
-            post = None if self._queue else self._pick(alone=alone)
+            post = None if self._line.waits(need) else self._find(need)
         if post is not None:
+            self.take(post, need)
             return post
         if not patient and self._most_waiting is not None:
             self._check_queue(self._most_waiting)
-        return await self._wait(Waiter(alone=alone))
+        return await self._wait(self._line.join(need, clock()))
 
     async def _wait(self, waiter: Waiter) -> Post:
-        self._queue[waiter] = None
         self._tell_waiting()
         try:
             await waiter.event.wait()
         except BaseException:
             if waiter.post is not None:
-                self.give_back(waiter.post, alone=waiter.alone)
-            elif self._queue.pop(waiter, self) is None:
+                self.give_back(waiter.post, waiter.need)
+            elif self._line.leave(waiter):
                 self._tell_waiting()
-                self.hand_out()  # who is behind it may want another kind of worker
+                self.hand_out()  # a worker may have been kept for it
             raise
         if waiter.error is not None:
             raise waiter.error
@@ -290,38 +239,41 @@ class Dispatcher:
         """Give those that wait what there is."""
         if self._supervisor.is_over:
             self.refuse_all()
-        while self._queue:
-            waiter = next(iter(self._queue))
-            post = self._pick(alone=waiter.alone)
+        in_vain: set[Need] = set()
+        while (waiter := self._line.first(in_vain)) is not None:
+            post = self._find(waiter.need, after=Need.ALL in in_vain)
             if post is None:
-                return
-            del self._queue[waiter]
+                in_vain.add(waiter.need)
+                continue
+            self._line.leave(waiter)
             waiter.post = post
             waiter.event.set()
+            self.take(post, waiter.need)
             self._tell_waiting()
 
     def refuse_all(self) -> None:
         """No worker will come for those that wait."""
-        while self._queue:
-            waiter, _ = self._queue.popitem(last=False)
+        while (waiter := self._line.first()) is not None:
+            self._line.leave(waiter)
             waiter.error = self._refusal()
             waiter.event.set()
         self._tell_waiting()
 
-    def _pick(self, *, alone: bool) -> Post | None:
-        member = self._supervisor.pick(alone=alone)
-        if member is None:
-            return None
-        post = self._crew.posts[member.number]
-        self.take(post, alone=alone)
-        return post
+    def _find(self, need: Need, *, after: bool = True) -> Post | None:
+        """A worker that has it; ``after``: for one who came after those that need all of one."""
+        kept = self._line.kept(clock()) if after else 0
+        member = self._supervisor.pick(need, kept=kept)
+        return None if member is None else self._crew.posts[member.number]
 
-    def take(self, post: Post, *, alone: bool = False) -> None:
+    def take(self, post: Post, need: Need) -> None:
         """It is given a call, or lent."""
-        take = self._supervisor.lease if alone else self._supervisor.began
-        self._crew.apply(take(post.member, clock()))
+        supervisor, member, now = self._supervisor, post.member, clock()
+        if need is Need.ALL:
+            self._crew.apply(supervisor.lease(member, now))
+        else:
+            self._crew.apply(supervisor.began(member, now, plain=need is Need.LANE))
 
-    def _relative(self) -> Post | None:
+    def _relative(self, need: Need) -> Post | None:
         """For a call made while one of a worker's is handled here: a worker that must not wait.
 
         All workers may be busy with calls that wait for this one. So it goes to one that has room,
@@ -332,19 +284,17 @@ class Dispatcher:
             return None
         for post in self._crew.posts.values():
             if post.has_part_in(tree):
-                other = self._pick(alone=False)
-                if other is None:
-                    self.take(post)
-                return other or post
+                return self._find(need, after=False) or post
         return None
 
-    def give_back(self, post: Post, *, alone: bool, fresh: bool = False) -> None:
+    def give_back(self, post: Post, need: Need, *, fresh: bool = False) -> None:
         """It was not used, or is not lent any more."""
-        now = clock()
-        if alone:
-            actions = self._supervisor.release(post.member, now, fresh=fresh)
+        supervisor, member, now = self._supervisor, post.member, clock()
+        if need is Need.ALL:
+            actions = supervisor.release(member, now, fresh=fresh)
         else:
-            actions = self._supervisor.finished(post.member, now, answered=False)
+            plain = need is Need.LANE
+            actions = supervisor.finished(member, now, plain=plain, answered=False)
         self._crew.ordered(actions)
 
     def ended(self, work: Work, error: BaseException | None) -> None:
@@ -352,32 +302,34 @@ class Dispatcher:
         post, now = work.post, clock()
         answered = post.link.over is None
         wait = work.begun - work.asked
-        method = work.request.method
+        method, plain = work.mark.request.method, work.need is Need.LANE
         self.counters.ended(method, wait, now - work.begun, error=error is not None)
         if answered:
-            self.blame.answered(work.request)
+            self.blame.answered(work.mark)
         measures = answered and self._supervisor.recycle.memory is not None
         memory = post.resident() if measures else None
-        actions = self._supervisor.finished(post.member, now, answered=answered, memory=memory)
+        actions = self._supervisor.finished(
+            post.member, now, plain=plain, answered=answered, memory=memory
+        )
         if actions:
             self._crew.ordered(actions)
-        elif self._queue:
+        elif self._line:
             self.hand_out()
 
     def _suspect(self, post: Post, error: BaseException) -> None:
         """A worker died: of one of the calls that it ran?"""
-        self.blame.died([work.request for work in post.work], error)
+        self.blame.died([work.mark for work in post.work], error)
 
     # -- refusals -----------------------------------------------------------------------------
 
     def _tell_waiting(self) -> None:
-        self._crew.apply(self._supervisor.waiting(len(self._queue), clock()))
+        self._crew.apply(self._supervisor.waiting(self._line.counts(), clock()))
 
     def _check_queue(self, most: int) -> None:
-        if len(self._queue) >= most:
+        if len(self._line) >= most:
             self.counters.refused += 1
             raise TooManyCallsError(
-                f"{len(self._queue)} calls wait for a worker of the pool, which is as many as may "
+                f"{len(self._line)} calls wait for a worker of the pool, which is as many as may "
                 "(queue=): call later, or less at a time"
             )
 

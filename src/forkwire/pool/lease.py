@@ -12,6 +12,10 @@ import anyio
 from ..errors import UsageError
 from ..rpc.caller.calls import Calls
 from ..rpc.caller.streams import Begun, Stream
+from .blame import Mark
+from .dispatch import Dispatcher
+from .states import Need
+from .work import Work
 
 if TYPE_CHECKING:
     from ..errors import WorkerDied
@@ -19,7 +23,6 @@ if TYPE_CHECKING:
     from ..rpc.caller.requests import CallOptions, Request
     from ..rpc.handle import WorkerStatistics
     from ..rpc.links.inflight import OutCall
-    from .dispatch import Dispatcher
     from .members import Post
 
 __all__ = ["Lease", "LentWorker"]
@@ -43,7 +46,7 @@ class Lease:
         if self._caller is not None:
             raise UsageError("a worker is lent once: call pool.worker() again for another")
         self._dispatcher.check_here()
-        post = await self._dispatcher.acquire(alone=True)
+        post = await self._dispatcher.acquire(Need.ALL)
         self._caller = LeaseCaller(self._dispatcher, post)
         return LentWorker(self._caller, self._offers, self._options)
 
@@ -129,9 +132,11 @@ class LeaseCaller:
     async def _begin(self, request: Request, credit: int | None) -> Begun:
         self.check_here()
         self.check_lent()
-        post, now = self.post, clock()
-        self._dispatcher.take(post)
-        begun = await self._dispatcher.send(post, request, credit, now)
+        post, dispatcher = self.post, self._dispatcher
+        need = dispatcher.need_of(request)
+        dispatcher.take(post, need)
+        work = Work(dispatcher, post, Mark(request), need, clock())
+        begun = await dispatcher.send(work, credit)
         if begun is not None:
             self._calls = {call for call in self._calls if not call.ended}
             self._calls.add(begun[1])
@@ -152,4 +157,4 @@ class LeaseCaller:
                     if call.expected and not call.ended:
                         tasks.start_soon(self.post.caller.stop, call)
         finally:
-            self._dispatcher.give_back(self.post, alone=True, fresh=fresh)
+            self._dispatcher.give_back(self.post, Need.ALL, fresh=fresh)

@@ -83,9 +83,10 @@ def open_pool(
     ended after ``idle`` seconds without any; one a processor unless given. ``spares``: workers
     that are kept ready beyond those that are busy, up to ``most``. ``concurrency``: calls at a
     time on one worker; unless given ``threads`` where all functions are plain, 64 where some are
-    async. ``queue``: calls that may wait for a worker, above which :exc:`TooManyCallsError` is
-    raised; unless given any number waits. ``restart``, ``recycle``, ``health``: when workers are
-    replaced. ``poison``: so many workers die of a call before it is refused.
+    async, of which ``threads`` may be plain ones. ``queue``: calls that may wait for a worker,
+    above which :exc:`TooManyCallsError` is raised; unless given any number waits. ``restart``,
+    ``recycle``, ``health``: when workers are replaced. ``poison``: so many workers die of a call
+    before it is refused.
 
     Raises :exc:`UsageError` for what can never work.
     """
@@ -166,7 +167,9 @@ class Pool(PoolCalls):
             raise UsageError("a pool is opened once: call open_pool() again for another")
         plan, self._reloads = self._plan, anyio.Lock()
         self._crew = crew = Crew(self._supervisor, plan.settings, current_backend())
-        self._caller = self._dispatcher = Dispatcher(crew, queue=plan.queue, poison=plan.poison)
+        self._caller = self._dispatcher = Dispatcher(
+            crew, self._offers, queue=plan.queue, poison=plan.poison
+        )
         crew.on_ready = self._on_ready
         try:
             crew.open()
@@ -191,7 +194,8 @@ class Pool(PoolCalls):
         threads = self._plan.settings.threads
         is_async = any(kind.startswith("async") for kind in self._offers.kinds.values())
         capacity = self._plan.concurrency or (ASYNC_CONCURRENCY if is_async else threads)
-        self._supervisor.learn(capacity, answers=is_async or threads > 1)
+        lanes = min(threads, capacity) if is_async else capacity
+        self._supervisor.learn(capacity, lanes, answers=is_async or threads > 1)
 
     # -- what a user asks for -----------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from typing import Final
 from ..errors import PoolBrokenError
 from .policy import Restart
 from .restarting import Restarts
-from .states import TABLE, Action, Break, End, Event, Member, Start, State
+from .states import TABLE, Action, Break, End, Event, Member, Need, Start, State
 
 __all__ = ["LIVE", "OVER", "Phase", "Roster"]
 
@@ -45,8 +45,8 @@ class Roster:
     """The members of one pool, and how many there are to be.
 
     ``members``: all whose process may exist, or is to be. ``capacity``: calls at a time on one
-    worker. ``generation``: of the code, one more with each reload. ``broken``: why the pool is of
-    no use any more.
+    worker; ``lanes``: of these, plain functions. ``generation``: of the code, one more with each
+    reload. ``broken``: why the pool is of no use any more.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Roster:
         self.least = least
         self.most = most
         self.spares: Final = spares
-        self.capacity = capacity
+        self.capacity = self.lanes = capacity
         self.random: Final = random
         self.phase = Phase.NEW
         self.members: Final[dict[int, Member]] = {}
@@ -74,6 +74,7 @@ class Roster:
         self._last_number = 0
         self._working = 0
         self._waiting = 0
+        self._waiting_for: dict[Need, int] = dict.fromkeys(Need, 0)
         self._last: BaseException | None = None  # how a worker ended last
         self._given_up = 0  # places of workers that are not restarted
         self._wants_probe = False
@@ -148,12 +149,23 @@ class Roster:
         """How many members are to serve."""
         most = self.most - self._given_up
         ready = [member for member in serving if member.state is State.READY]
-        room = sum(self.capacity - member.in_flight for member in ready if not member.leased)
-        more = math.ceil(max(0, self._waiting - room) / self.capacity)
+        more = self._lacking([member for member in ready if not member.leased])
         working = sum(member.works for member in ready)
         least = 0 if self.phase is Phase.DRAINING else self.least - self._given_up
         spares = 0 if self.phase is Phase.DRAINING else self.spares
         return min(most, max(least, working + spares, len(ready) + more if more else 0))
+
+    def _lacking(self, free: list[Member]) -> int:
+        """How many workers calls wait for, beside these."""
+        loops = sum(max(0, self.capacity - member.in_flight) for member in free)
+        lanes = sum(max(0, self.lanes - member.plain) for member in free)
+        idle = sum(not member.in_flight for member in free)
+        waiting = self._waiting_for
+        return (
+            math.ceil(max(0, waiting[Need.LOOP] - loops) / self.capacity)
+            + math.ceil(max(0, waiting[Need.LANE] - lanes) / self.lanes)
+            + max(0, waiting[Need.ALL] - idle)
+        )
 
     def _has_too_many(self) -> bool:
         """One that is idle may end."""

@@ -18,6 +18,7 @@ __all__ = [
     "Event",
     "Kill",
     "Member",
+    "Need",
     "Ping",
     "Start",
     "State",
@@ -34,6 +35,14 @@ class State(Enum):
     DRAINING = auto()  # no new calls; those in flight end
     ENDING = auto()  # being closed or killed
     GONE = auto()
+
+
+class Need(Enum):
+    """What a call waits for."""
+
+    LOOP = auto()  # a worker with room for one more call
+    LANE = auto()  # the same, and a thread of it for a plain function
+    ALL = auto()  # one that does nothing, to be lent
 
 
 class Event(Enum):
@@ -76,14 +85,16 @@ class Member:
     """One worker of a pool, from the wish for it to its end.
 
     ``number``: never given twice. ``generation``: of the code, one more with each reload.
-    ``in_flight``, ``begun``: calls now, and ever. ``since``: when it was ready. ``last_used``: when
-    it last finished a call, at first when it was ready. ``starts_at``: when its backoff is over.
+    ``in_flight``, ``begun``: calls now, and ever; ``plain``: of plain functions, now. ``since``:
+    when it was ready. ``last_used``: when it last finished a call, at first when it was ready.
+    ``starts_at``: when its backoff is over.
     """
 
     number: int
     generation: int
     state: State
     in_flight: int = 0
+    plain: int = 0
     leased: bool = False
     begun: int = 0
     since: float = 0.0

@@ -11,13 +11,15 @@ and `release` where they answered nothing: those only move it later.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from random import Random
 from typing import Final
 
+from .picking import Picking
 from .policy import Health, Recycle, Restart, bytes_of
 from .pulse import Pulse
-from .roster import LIVE, OVER, Phase, Roster
-from .states import Action, Event, Kill, Member, Start, State
+from .roster import LIVE, OVER, Phase
+from .states import Action, Event, Kill, Member, Need, Start, State
 
 __all__ = ["Phase", "Supervisor"]
 
@@ -25,7 +27,7 @@ __all__ = ["Phase", "Supervisor"]
 JITTER: Final = 0.1
 
 
-class Supervisor(Roster):
+class Supervisor(Picking):
     """The workers of one pool.
 
     ``idle``: seconds after which a worker beyond ``least`` ends that does nothing. ``deaths``,
@@ -65,26 +67,6 @@ class Supervisor(Roster):
         self._proved = False  # a worker of this pool has been ready
 
     # -- what a driver looks at ---------------------------------------------------------------
-
-    def pick(self, *, alone: bool = False) -> Member | None:
-        """The least busy member with room for a call; ``alone``: one without any.
-
-        Among equals the least recently used; the most recently used where there are more than
-        ``least``, so that the others become idle and end. No more than ``most`` work at a time,
-        also while some are being replaced.
-        """
-        room = 1 if alone else self.capacity
-        full = self._working >= self.most
-        order = -1.0 if len(self._ready) > self.least else 1.0
-        best: Member | None = None
-        least, used = room, math.inf
-        for member in self._ready:
-            calls = member.in_flight
-            if calls > least or calls >= room or member.leased or (full and not calls):
-                continue
-            if calls < least or order * member.last_used < used:
-                best, least, used = member, calls, order * member.last_used
-        return best
 
     def next_tick(self) -> float | None:
         """When :meth:`tick` is to be called; None: not before something else happens."""
@@ -157,26 +139,34 @@ class Supervisor(Roster):
                 self._lose(error, now, bad=bad, place=before is not State.DRAINING)
         return self._settle(now)
 
-    def began(self, member: Member, now: float) -> list[Action]:
-        """A call or a notification was given to it."""
+    def began(self, member: Member, now: float, *, plain: bool = False) -> list[Action]:
+        """A call or a notification was given to it. ``plain``: of a plain function."""
         assert member.works or member.state is State.READY, member
         if not member.works and member.state is not State.GONE:
             self._working += 1
         member.in_flight += 1
+        member.plain += plain
         member.begun += 1
         if self.spares and member.in_flight == 1:
             return self._see_limit(member, now) or self._settle(now)
         return self._see_limit(member, now)
 
     def finished(
-        self, member: Member, now: float, *, answered: bool = True, memory: int | None = None
+        self,
+        member: Member,
+        now: float,
+        *,
+        plain: bool = False,
+        answered: bool = True,
+        memory: int | None = None,
     ) -> list[Action]:
         """A call ended. ``answered``: the worker said so; False if it ended with the worker.
 
         ``memory``: bytes of it that are resident then.
         """
         member.in_flight -= 1
-        assert member.in_flight >= 0, member
+        member.plain -= plain
+        assert member.in_flight >= member.plain >= 0, member
         if member.state is State.GONE:
             return []
         self._used(member, now)
@@ -225,9 +215,11 @@ class Supervisor(Roster):
         self._retire(member, f"it was given {member.begun} calls")
         return self._settle(now)
 
-    def waiting(self, count: int, now: float) -> list[Action]:
-        """So many calls wait for a worker with room."""
+    def waiting(self, counts: Mapping[Need, int], now: float) -> list[Action]:
+        """So many calls wait for a worker."""
+        count = sum(counts.values())
         before, self._waiting = self._waiting, count
+        self._waiting_for = {need: counts.get(need, 0) for need in Need}
         grows = count > before and self.most > self.least
         if grows or self.phase is Phase.DRAINING:  # of which the least number is none
             return self._settle(now)
@@ -271,12 +263,13 @@ class Supervisor(Roster):
 
     # -- what a user asks for -----------------------------------------------------------------
 
-    def learn(self, capacity: int, *, answers: bool) -> None:
+    def learn(self, capacity: int, lanes: int, *, answers: bool) -> None:
         """Once workers said what they offer: ``capacity`` calls at a time on one.
 
-        ``answers``: whether a worker answers a ping while it runs one.
+        ``lanes``: of these, plain functions. ``answers``: whether a worker answers a ping while it
+        runs one.
         """
-        self.capacity = capacity
+        self.capacity, self.lanes = capacity, lanes
         self._pulse.answers = answers
 
     def reload(self, now: float) -> list[Action]:

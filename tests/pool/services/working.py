@@ -185,3 +185,14 @@ class Later:
 
     async def die(self, how: int = signal.SIGKILL) -> None:
         die(how)
+
+
+class Both(Later):
+    """Async functions, and plain ones."""
+
+    def hold(self, begun: str, path: str) -> int:
+        return wait_for(begun, path)
+
+    async def endless(self) -> AsyncIterator[int]:
+        while True:
+            yield os.getpid()
