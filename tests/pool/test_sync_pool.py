@@ -254,6 +254,67 @@ def test_an_iterator_that_blocks_can_be_interrupted(tmp_path: Path) -> None:
         assert pool.statistics().busy == 0
 
 
+def test_arguments_may_be_taken_from_the_pool_itself() -> None:
+    """What an iterator calls runs inside the call that it is an argument of, in its worker."""
+    with opened(size=1) as pool:
+        assert pool.call("total", (pool.call("add", n) for n in range(3))) == 33
+        assert list(pool.map("add", (pool.call("add", n) for n in range(3)))) == [20, 21, 22]
+        with pool.worker() as worker:
+            assert worker.call("total", (worker.call("add", n) for n in range(3))) == 33
+
+
+def test_several_threads_may_close_it() -> None:
+    """At the same time, while others call it: nobody hangs, and all are told the same."""
+    for _ in range(10):
+        pool = opened(size=1)
+        pool.__enter__()
+        with ThreadPoolExecutor(6) as threads:
+            callers = [threads.submit(call_on, pool) for _ in range(3)]
+            closers = [threads.submit(pool.close) for _ in range(3)]
+            for closer in closers:
+                assert closer.result(LIMIT) is None
+            for caller in callers:
+                assert isinstance(caller.exception(LIMIT), WorkerClosedError)
+
+
+def call_on(pool: SyncPool) -> None:
+    while True:
+        pool.call("add", 1)
+
+
+def test_a_call_that_comes_as_it_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that has looked before and is posted after the end is told so."""
+    with opened(size=1) as pool:
+        thread = pool._thread
+        assert thread is not None
+
+        def close_first(job: Any) -> None:
+            monkeypatch.undo()
+            pool.close()
+            thread._post(job)
+
+        monkeypatch.setattr(thread, "_post", close_first)
+        with pytest.raises(WorkerClosedError):
+            pool.call("add", 1)
+
+
+def test_closing_waits_for_no_iterator() -> None:
+    """A thread that is about to take an item of its own is told when it has."""
+    taken, closed = threading.Event(), threading.Event()
+
+    def rows() -> Iterator[int]:
+        taken.set()
+        assert closed.wait(LIMIT)
+        yield 1
+
+    with opened(size=1) as pool, ThreadPoolExecutor(1) as threads:
+        call = threads.submit(pool.call, "total", rows())
+        assert taken.wait(LIMIT)
+        pool.close()
+        closed.set()
+        assert isinstance(call.exception(LIMIT), WorkerClosedError)
+
+
 FORGOTTEN = """
 import forkwire.sync
 

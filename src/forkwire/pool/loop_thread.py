@@ -58,7 +58,8 @@ class Errands:
                 if not isinstance(error, Exception):
                     raise
             finally:
-                self._loop.call_soon_threadsafe(done.set)
+                with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+                    self._loop.call_soon_threadsafe(done.set)
 
         self._todo.append(work)
         self.bell.ring()
@@ -91,6 +92,7 @@ class Job(Generic[T]):
         self.errands: Final = errands
         self.posted = False
         self.done = False
+        self._unwanted = False
         self._function: Final = function
         self._scope: anyio.CancelScope | None = None
         self._value: list[T] = []
@@ -101,7 +103,11 @@ class Job(Generic[T]):
         self._scope = anyio.CancelScope()
         try:
             with self._scope:
+                if self._unwanted:
+                    self._scope.cancel()
                 self._value.append(await self._function())
+            if self._scope.cancelled_caught and self._unwanted:
+                raise WorkerClosedError("it was closed while this waited for it")
         except BaseException as error:
             self._error = error
             if isinstance(error, asyncio.CancelledError):  # the loop ends
@@ -114,6 +120,11 @@ class Job(Generic[T]):
         """In the loop, where it has been begun."""
         if self._scope is not None:
             self._scope.cancel()
+
+    def give_up(self) -> None:
+        """The same; whoever waits for it is told. In the loop."""
+        self._unwanted = True
+        self.cancel()
 
     def result(self) -> T:
         error, self._error = self._error, None
@@ -134,7 +145,8 @@ class LoopThread:
         self.stopped = False
         self._pid: Final = os.getpid()
         self._over = asyncio.Event()
-        self._tasks: Final[set[asyncio.Task[None]]] = set()
+        self._lock: Final = threading.Lock()  # nothing is posted once it is stopped
+        self._jobs: Final[dict[asyncio.Task[None], Job[Any]]] = {}
         self._thread: Final = threading.Thread(
             target=self._main, name=f"forkwire: {name}", daemon=True
         )
@@ -148,10 +160,14 @@ class LoopThread:
             raise
 
     def stop(self) -> None:
-        """End the loop, and wait for its thread."""
+        """End the loop, and wait for its thread. In a fork there is neither. Idempotent."""
+        if self._pid != os.getpid():
+            return
         with Uninterrupted(lambda: None):
-            self.stopped = True
-            self.loop.call_soon_threadsafe(self._over.set)
+            with self._lock:
+                if not self.stopped:
+                    self.stopped = True
+                    self.loop.call_soon_threadsafe(self._over.set)
             self._thread.join()
 
     def _main(self) -> None:
@@ -160,14 +176,17 @@ class LoopThread:
 
     async def _until_over(self) -> None:
         await self._over.wait()
+        for job in [*self._jobs.values()]:
+            job.give_up()
+        while self._jobs:
+            await asyncio.wait([*self._jobs])
 
     def check_here(self) -> None:
         """Raise :exc:`UsageError` where nothing could be waited for.
 
         And :exc:`WorkerClosedError` once it was stopped.
         """
-        if self.stopped:
-            raise WorkerClosedError(f"the {self.name} was closed")
+        self._check_not_stopped()
         if self._pid != os.getpid():
             raise UsageError(
                 f"the {self.name} belongs to process {self._pid}, which opened it, not to this "
@@ -178,6 +197,10 @@ class LoopThread:
                 f"the {self.name} cannot be waited for here, in the thread that runs it, and "
                 "handles its workers' log records: use another thread"
             )
+
+    def _check_not_stopped(self) -> None:
+        if self.stopped:
+            raise WorkerClosedError(f"the {self.name} was closed")
 
     def run(self, function: Callable[[], Awaitable[T]], errands: Errands | None = None) -> T:
         """What ``function()`` answers in the loop, in this thread's context."""
@@ -199,15 +222,18 @@ class LoopThread:
 
     def _post(self, job: Job[Any]) -> None:
         context = contextvars.copy_context()
-        self.loop.call_soon_threadsafe(self._begin, job, context=context)
-        job.posted = True
+        with self._lock:
+            self._check_not_stopped()
+            self.loop.call_soon_threadsafe(self._begin, job, context=context)
+            job.posted = True
 
     def _begin(self, job: Job[Any]) -> None:
         task = self.loop.create_task(job.run())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._jobs[task] = job
+        task.add_done_callback(self._jobs.pop)
 
     def _cancel(self, job: Job[Any]) -> None:
         if job.posted and not job.done:
-            # One turn later: its task has begun by then.
-            self.loop.call_soon_threadsafe(self.loop.call_soon, job.cancel)
+            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile, and so has it
+                # One turn later: its task has begun by then.
+                self.loop.call_soon_threadsafe(self.loop.call_soon, job.cancel)

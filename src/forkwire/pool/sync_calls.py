@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, Self, TypeVar,
 import anyio
 
 from ..errors import UsageError
+from ..rpc.caller.current import handling
 from ..rpc.caller.feeding import is_streamed
 from ..rpc.caller.requests import CallOptions, Makes, OnProgress, Request
 from ..rpc.caller.sync_calls import SyncCalls
@@ -567,8 +568,17 @@ def carried(request: Request, errands: Errands) -> tuple[Request, list[Iterator[
 
 
 async def pulled(iterator: Iterator[T], errands: Errands) -> AsyncIterator[T]:
-    """Its items, each taken in the thread that waits."""
-    while (item := await errands.do(lambda: next(iterator, END))) is not END:
+    """Its items, each taken in the thread that waits, and inside of the call that takes it here."""
+    inside = handling.get()
+
+    def take() -> T | object:
+        token = handling.set(inside)
+        try:
+            return next(iterator, END)
+        finally:
+            handling.reset(token)
+
+    while (item := await errands.do(take)) is not END:
         yield item  # type: ignore[misc]
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar, Unpack
 
-from ..errors import UsageError
+from ..errors import UsageError, WorkerClosedError
 from ..rpc.settings import WorkerOptions
 from .loop_thread import LoopThread
 from .policy import Health, Recycle, Restart
@@ -126,7 +127,8 @@ class SyncPool(SyncPoolCalls):
         if self._thread is None or self._over:
             return
         try:
-            self._thread.run(self._pool.aclose)
+            with contextlib.suppress(WorkerClosedError):  # another thread was quicker
+                self._thread.run(self._pool.aclose)
         finally:
             self._over = True
             self._thread.stop()
