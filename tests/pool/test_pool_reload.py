@@ -112,6 +112,27 @@ async def test_forked_workers_cannot_be_reloaded() -> None:
             await pool.reload()
 
 
+async def test_a_reload_that_failed_leaves_the_old_code_to_restarts(
+    write: Callable[[object], None],
+) -> None:
+    """A worker that dies afterwards is forked from the template that has it."""
+    write(1)
+    async with pool_of("versioned", start="template", size=1) as pool:
+        write("1 / 0\n\n1 / 0")
+        with pytest.raises(ZeroDivisionError):
+            await pool.reload()
+        (old,) = pids_of(pool)
+        kill(old)
+        await until(lambda: pids_of(pool) - {old})
+        assert await pool.call("version") == 1
+        write(2)
+        await pool.reload()
+        await until(lambda: len(pids_of(pool)) == 1)
+        kill(*pids_of(pool))
+        await until(lambda: pool.statistics().deaths == 2)
+        assert await pool.call("version") == 2
+
+
 async def test_reloads_at_a_time_each_have_their_own_outcome(
     write: Callable[[object], None],
 ) -> None:

@@ -133,11 +133,44 @@ def test_there_are_not_too_many(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert "fw_second" not in names()
 
 
+def replace(recipe: template.Recipe) -> None:
+    """The next worker gets a new one."""
+    old = templates.set_aside(recipe)
+    assert old is not None
+    templates.let_go_of(old)
+
+
+def test_one_that_was_set_aside_can_be_put_back() -> None:
+    """It has workers again, and the one that had its place meanwhile ends."""
+    old = parent()
+    (recipe,) = templates._current
+    aside = templates.set_aside(recipe)
+    assert aside is not None
+    new = parent()
+    assert new != old
+    templates.put_back(aside)
+    assert parent() == old
+    until(lambda: is_over(new))
+    templates.let_go_of(aside)
+    templates.put_back(aside)  # too late
+    assert parent() not in (old, new)
+
+
+def test_one_that_is_set_aside_is_closed_with_the_others() -> None:
+    """It is no more than an idle one."""
+    pid = parent()
+    (recipe,) = templates._current
+    assert templates.set_aside(recipe) is not None
+    forkwire.close_templates()
+    until(lambda: is_over(pid))
+    assert not templates.all_of_them()
+
+
 def test_a_retired_one_is_forgotten_by_the_next_start_after_its_end() -> None:
     """Not only when another one is made: its descriptor would stay open until then."""
     with sync.open_worker(starting, start="template"):
         (old,) = templates._current.values()
-        templates.retire(old.recipe)
+        replace(old.recipe)
         parent()
     until(lambda: old.is_gone)
     parent()
@@ -156,7 +189,7 @@ def test_a_retired_one_has_no_new_workers(tmp_path: Path, monkeypatch: pytest.Mo
         with sync.open_worker("fw_changing", start="template") as same:
             assert (old.call("version"), same.call("version")) == (1, 1)
         (recipe,) = templates._current
-        templates.retire(recipe)
+        replace(recipe)
         with sync.open_worker("fw_changing", start="template") as new:
             assert (old.call("version"), new.call("version")) == (1, 22)
 

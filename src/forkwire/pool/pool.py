@@ -9,15 +9,12 @@ from collections.abc import Mapping
 from types import MappingProxyType, TracebackType
 from typing import Final, Self, Unpack
 
-import anyio
 import anyio.lowlevel
 
 from ..errors import UsageError
 from ..process.backend import current_backend
 from ..rpc.caller.offers import Offers
-from ..rpc.programs import Program
 from ..rpc.settings import Settings, WorkerOptions, settings_of
-from ..rpc.starting import retire_template
 from .calls import PoolCalls
 from .crew import Crew
 from .dispatch import Dispatcher
@@ -31,6 +28,7 @@ from .policy import (
     check_seconds,
     check_size,
 )
+from .reloading import Reloads
 from .states import State
 from .statistics import PoolStatistics
 from .supervisor import Phase, Supervisor
@@ -156,7 +154,7 @@ class Pool(PoolCalls):
             health=plan.health,
         )
         self._generation = 0
-        self._reloads: anyio.Lock  # one at a time, each with its own outcome
+        self._reloads: Reloads  # once it is opened
         self._learn_capacity()
 
     # -- start --------------------------------------------------------------------------------
@@ -165,11 +163,12 @@ class Pool(PoolCalls):
         await anyio.lowlevel.checkpoint()
         if self._dispatcher is not None:
             raise UsageError("a pool is opened once: call open_pool() again for another")
-        plan, self._reloads = self._plan, anyio.Lock()
+        plan = self._plan
         self._crew = crew = Crew(self._supervisor, plan.settings, current_backend())
         self._caller = self._dispatcher = Dispatcher(
             crew, self._offers, queue=plan.queue, poison=plan.poison
         )
+        self._reloads = Reloads(crew, self._dispatcher)
         crew.on_ready = self._on_ready
         try:
             crew.open()
@@ -232,29 +231,8 @@ class Pool(PoolCalls):
         Raises :exc:`UsageError` for workers that inherit the code from this process, and what a new
         call would where the pool was closed, or broke meanwhile.
         """
-        crew = self._opened_here()
-        if crew.settings.start == "fork" and not isinstance(crew.settings.target, Program):
-            raise UsageError(
-                "forked workers inherit the code of this process, which stays what it is: to "
-                'reload it, open the pool with start="template" or start="exec"'
-            )
-        async with self._reloads:
-            await self._reload(crew)
-
-    async def _reload(self, crew: Crew) -> None:
-        supervisor, dispatcher = self._supervisor, self._ready_dispatcher()
-        await crew.until(lambda: not supervisor.reloading)  # one that was cancelled goes on
-        dispatcher.check_open()
-        # What they offer is what they say, no more what the code here does.
-        crew.settings = dataclasses.replace(crew.settings, service=None)
-        if crew.settings.start == "template":
-            retire_template(crew.settings, crew.backend.name)
-        crew.ordered(supervisor.reload(clock()))
-        await crew.until(lambda: not supervisor.reloading)
-        error, supervisor.reload_error = supervisor.reload_error, None
-        if error is not None:
-            raise error
-        dispatcher.check_open()
+        self._opened_here()
+        await self._reloads.reload()
 
     @property
     def name(self) -> str:

@@ -107,13 +107,16 @@ class Roster:
         return not self._waiting and not self._working
 
     @property
+    def proving(self) -> bool:
+        """Whether it is to be seen yet if the new code of a reload starts."""
+        return self._wants_probe or self._probe is not None
+
+    @property
     def reloading(self) -> bool:
         """Calls may still begin on code of before the reload."""
         if self.phase in OVER:
             return False
-        if self._wants_probe or self._probe is not None:
-            return True
-        return any(
+        return self.proving or any(
             member.generation < self.generation and member.state in SERVING
             for member in self.members.values()
         )

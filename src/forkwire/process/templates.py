@@ -20,7 +20,16 @@ from ..errors import WorkerStartError
 from . import guard, signals
 from .template import ENDING_SECONDS, Recipe, Template
 
-__all__ = ["close_templates", "drop", "get", "is_ready", "let_go_of", "retire", "without_preload"]
+__all__ = [
+    "close_templates",
+    "drop",
+    "get",
+    "is_ready",
+    "let_go_of",
+    "put_back",
+    "set_aside",
+    "without_preload",
+]
 
 # Idle ones beyond that are ended, the longest unused first: each has memory of its own.
 MOST_IDLE: Final = 8
@@ -30,6 +39,7 @@ logger: Final = logging.getLogger("forkwire")
 _lock = threading.Lock()
 _current: dict[Recipe, Template] = {}
 _retired: list[Template] = []
+_aside: list[Template] = []  # whose place another one has, for now
 _bare: set[Recipe] = set()  # for which nothing can be preloaded
 _fell: set[Recipe] = set()  # whose last template ended before it was ready
 
@@ -109,6 +119,8 @@ def let_go(template: Template) -> None:
     if not template.retired:
         template.retire()
         _retired.append(template)
+    if template in _aside:
+        _aside.remove(template)
     if _current.get(template.recipe) is template:
         del _current[template.recipe]
 
@@ -140,16 +152,30 @@ def retire_some(new: Template) -> None:
         let_go(template)
 
 
-def retire(recipe: Recipe) -> None:
+def set_aside(recipe: Recipe) -> Template | None:
     """The next worker gets a new template, which imports everything anew.
 
-    The present one ends when its last worker has.
+    The present one waits: for `put_back`, or for `let_go_of`.
     """
     with _lock, unsignalled():
         _bare.discard(recipe)
-        _fell.discard(recipe)
-        if recipe in _current:
-            let_go(_current[recipe])
+        template = _current.pop(recipe, None)
+        if template is not None:
+            _aside.append(template)
+        return template
+
+
+def put_back(template: Template) -> None:
+    """It has its place again; the one that has it now is of no use."""
+    with _lock, unsignalled():
+        if template not in _aside:
+            return
+        _aside.remove(template)
+        if template.recipe in _current:
+            let_go(_current[template.recipe])
+        _current[template.recipe] = template
+        if template.bare:
+            _bare.add(template.recipe)
 
 
 def close_templates() -> None:
@@ -161,8 +187,8 @@ def close_templates() -> None:
     with _lock, unsignalled():
         _bare.clear()
         _fell.clear()
-        idle = [each for each in (*_current.values(), *_retired) if not each.workers]
-        for template in list(_current.values()):
+        idle = [each for each in all_of_them() if not each.workers]
+        for template in (*_current.values(), *_aside):
             let_go(template)
     until = time.monotonic() + ENDING_SECONDS
     for template in idle:
@@ -173,10 +199,14 @@ def close_templates() -> None:
         sweep()
 
 
+def all_of_them() -> list[Template]:
+    return [*_current.values(), *_aside, *_retired]
+
+
 @atexit.register
 def _at_exit() -> None:
     """They see it, and end; not those that import, perhaps for ever."""
-    for template in (*_current.values(), *_retired):
+    for template in all_of_them():
         if template.threads is None:
             template.kill()
         template.close()
@@ -186,9 +216,10 @@ def _after_fork_in_child() -> None:
     """They are the parent's, and another thread of it may have held the lock."""
     global _lock
     _lock = threading.Lock()
-    for template in (*_current.values(), *_retired):
+    for template in all_of_them():
         template.forget()
     _current.clear()
+    _aside.clear()
     _retired.clear()
     _bare.clear()
     _fell.clear()

@@ -9,7 +9,7 @@ from typing import Final
 from ..process import templates
 from ..process.backend import Backend, BackendName
 from ..process.steps import Steps
-from ..process.template import Recipe, sys_path
+from ..process.template import Recipe, Template, sys_path
 from ..process.template_start import as_start_error, start_from_template
 from ..process.worker import ProcessWorker, start_worker
 from .caller.offers import Offers
@@ -22,7 +22,7 @@ from .settings import Settings
 from .telling import logs, output
 from .templated import LOOP_MODULES
 
-__all__ = ["retire_template", "start"]
+__all__ = ["set_template_aside", "start"]
 
 WORK: Final = "forkwire.rpc.templated:work"
 PREPARE: Final = "forkwire.rpc.templated:prepare"
@@ -137,6 +137,9 @@ def recipe_of(settings: Settings, backend: BackendName) -> Recipe:
     )
 
 
-def retire_template(settings: Settings, backend: BackendName) -> None:
-    """The next worker is forked from a template that imports the service's code anew."""
-    templates.retire(recipe_of(settings, settings.backend or backend))
+def set_template_aside(settings: Settings, backend: BackendName) -> Template | None:
+    """The next worker is forked from a template that imports the service's code anew.
+
+    The one that there was until now, if there was one.
+    """
+    return templates.set_aside(recipe_of(settings, settings.backend or backend))
